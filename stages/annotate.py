@@ -1,0 +1,143 @@
+"""MPII's RELEASE struct -> data/annotations.csv, one row an image that is present, in MPII's order."""
+
+import gc
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.io
+
+from stages.common import layout, parameters, problem
+from stages.common.files import write_csv, write_json
+from stages.common.problem import Problem
+
+OUT = Path("data/annotations.csv")
+METRICS = Path("metrics/annotate.json")
+
+
+def read(path: Path) -> pd.DataFrame:
+    """Read an annotation file.
+
+    Returns:
+        One row an image in the file's order: image, category, activity (str, empty where there is none), video (Int64,
+        missing where there is none), people (int), labelled (bool: a category or an activity is given, `act_id` is not -1).
+
+    Raises:
+        Problem: not a whole MATLAB 5 file, or without MPII's RELEASE struct.
+    """
+    release = _load(path)
+    annolist, acts = (np.atleast_1d(_field(release, field, path)) for field in ("annolist", "act"))
+    if len(annolist) != len(acts):
+        raise Problem(
+            f"{path}: RELEASE has {len(annolist)} images in annolist and {len(acts)} in act; expected as many"
+        )
+    rows = [_row(image, act, path) for image, act in zip(annolist, acts, strict=True)]
+    table = pd.DataFrame(rows, columns=["image", "category", "activity", "video", "people", "labelled"])
+    return table.astype({"video": "Int64", "people": int, "labelled": bool})
+
+
+def _load(path: Path) -> Any:
+    try:
+        with path.open("rb") as file:
+            header = file.read(128)
+    except OSError as error:
+        raise Problem(f"{path}: {error.strerror}; expected MPII's annotation file") from error
+    # The version, in the byte order that the last two bytes give; the header's text is free.
+    if header[124:128] in (b"\x00\x02IM", b"\x02\x00MI"):
+        raise Problem(f"{path}: a MATLAB 7.3 file; expected MATLAB 5, as MPII's is: in MATLAB, save it again with -v7")
+    if header[124:128] not in (b"\x00\x01IM", b"\x01\x00MI"):
+        raise Problem(f"{path}: not a MATLAB 5 file; expected MPII's {layout.ANNOTATIONS}: download it again")
+    # Millions of small objects, none of them garbage: looking for it takes a fifth of the time.
+    gc.disable()
+    try:
+        return scipy.io.loadmat(path, struct_as_record=False, squeeze_me=True, variable_names=["RELEASE"])
+    except Exception as error:  # scipy raises a dozen types for a broken file
+        raise Problem(f"{path}: broken or truncated ({type(error).__name__}: {error}); download it again") from error
+    finally:
+        gc.enable()
+
+
+def _field(content: dict[str, Any], field: str, path: Path) -> Any:
+    release = content.get("RELEASE")
+    if not hasattr(release, field):
+        names = ", ".join(name for name in content if not name.startswith("__")) or "nothing"
+        got = f"a RELEASE without {field}" if "RELEASE" in content else f"{names} in place of it"
+        raise Problem(f"{path}: expected MPII's struct RELEASE with annolist and act, found {got}")
+    return getattr(release, field)
+
+
+def _row(image: Any, act: Any, path: Path) -> tuple[str, str, str, int | None, int, bool]:
+    name = _text(getattr(getattr(image, "image", None), "name", ""))
+    if not layout.inside(name):
+        raise Problem(
+            f"{path}: image name {name!r} is empty or leaves the images' folder; expected a name like 000000001.jpg"
+        )
+    category, activity = _text(getattr(act, "cat_name", "")), _text(getattr(act, "act_name", ""))
+    labelled = bool(category or activity) and _number(getattr(act, "act_id", None)) != -1
+    # squeeze_me makes a lone struct of a 1x1 array, and an empty array of an empty one.
+    people = np.atleast_1d(getattr(image, "annorect", np.empty(0))).size
+    return name, category, activity, _number(getattr(image, "vididx", None)), people, labelled
+
+
+def _text(value: Any) -> str:
+    return " ".join(value.split()) if isinstance(value, str) else ""
+
+
+def _number(value: Any) -> int | None:
+    value = np.asarray(value)
+    return int(value) if value.ndim == 0 and value.dtype.kind in "iuf" and np.isfinite(value) else None
+
+
+def present(table: pd.DataFrame, images: Path) -> pd.DataFrame:
+    """The rows of `table` whose image lies in the folder `images`, each image once.
+
+    Raises:
+        Problem: no image is there.
+    """
+    there = table[[os.path.lexists(images / name) for name in table["image"]]]
+    if there.empty:
+        raise Problem(
+            f"{images} holds none of the {len(table)} images that the annotation file names; expected e.g. {_example(table)}"
+        )
+    return there.drop_duplicates("image").reset_index(drop=True)
+
+
+def _example(table: pd.DataFrame) -> str:
+    return str(table["image"].iloc[0]) if len(table) else "at least one image in the annotation file"
+
+
+def counts(listed: pd.DataFrame, kept: pd.DataFrame) -> dict[str, int]:
+    """The stage's metrics: what the annotation file lists and what of it is kept."""
+    labelled = kept[kept["labelled"]]
+    missing = listed["image"].nunique() - len(kept)
+    return {
+        "images": len(kept),
+        "labelled": len(labelled),
+        "unlabelled": len(kept) - len(labelled),
+        "categories": labelled.loc[labelled["category"] != "", "category"].nunique(),
+        "activities": labelled.loc[labelled["activity"] != "", "activity"].nunique(),
+        "videos": labelled["video"].nunique(),
+        "people": int(kept["people"].sum()),
+        "missing_images": missing,
+        "repeated_images": len(listed) - len(kept) - missing,
+    }
+
+
+def main() -> None:
+    data = Path(parameters.load().data)
+    listed = read(layout.annotation_file(data))
+    kept = present(listed, layout.images_folder(data))
+    numbers = counts(listed, kept)
+    write_csv(OUT, kept)
+    write_json(METRICS, numbers)
+    print(
+        f"annotate: {numbers['images']} images, {numbers['labelled']} labelled, {numbers['categories']} categories, {numbers['activities']} activities"
+    )
+    if numbers["missing_images"]:
+        print(f"annotate: warning: {numbers['missing_images']} images of the annotation file are missing and left out")
+
+
+if __name__ == "__main__":
+    problem.run(main)

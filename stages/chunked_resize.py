@@ -1,0 +1,112 @@
+"""The images in use -> data/resized: chunk files of 8-bit RGB squares.
+
+A chunk is the unit of work: a worker decodes, resizes and writes its own chunks, and only names travel between
+processes. Memory is one chunk a worker, whatever the number of images.
+"""
+
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection, parent_process
+from pathlib import Path
+
+import numpy as np
+
+from stages.common import chunks, layout, parameters, problem
+from stages.common.decoding import BadImage, decode
+from stages.common.files import new_folder, write_json
+from stages.common.problem import Problem
+from stages.common.progress import progress
+
+IMAGES = Path("data/images.txt")
+OUT = Path("data/resized")
+METRICS = Path("metrics/chunked-resize.json")
+
+
+def resize_chunk(names: list[str], images: Path, size: int, out: Path) -> dict[str, str]:
+    """Decode the images `names` of the folder `images` into the chunk file `out`: dataset pixels, (n, size, size, 3) uint8.
+
+    Returns:
+        The images that could not be decoded, which are left out, with the reason.
+    """
+    pixels = np.empty((len(names), size, size, 3), np.uint8)
+    good: list[str] = []
+    bad: dict[str, str] = {}
+    for name in names:
+        try:
+            pixels[len(good)] = decode(images / name, size)
+            good.append(name)
+        except BadImage as error:
+            bad[name] = str(error)
+    chunks.write(out, good, {"pixels": pixels[: len(good)]})
+    return bad
+
+
+def resize(names: list[str], images: Path, size: int, chunk: int, folder: Path, workers: int) -> dict[str, str]:
+    """Resize all images `names` into chunk files of `chunk` images in `folder`, in `workers` processes.
+
+    Returns:
+        The images that could not be decoded, with the reason, in the order of `names`.
+
+    Raises:
+        Problem: a worker was killed, or the system refused to write.
+    """
+    jobs = {folder / f"{start // chunk:05d}.h5": names[start : start + chunk] for start in range(0, len(names), chunk)}
+    bad: dict[str, str] = {}
+    with (
+        progress(len(names), "chunked-resize", "image") as bar,
+        ProcessPoolExecutor(min(workers, len(jobs)), initializer=_end_with_parent) as pool,
+    ):
+        futures = {pool.submit(resize_chunk, part, images, size, out): len(part) for out, part in jobs.items()}
+        try:
+            for future in as_completed(futures):
+                bad.update(future.result())
+                bar.update(futures[future])
+        except BrokenProcessPool as error:
+            raise Problem(
+                "a worker of chunked-resize was killed, probably for lack of memory; lower resize.chunk"
+            ) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+    return {name: bad[name] for name in names if name in bad}
+
+
+def _end_with_parent() -> None:
+    """Let this worker end when its parent is killed, rather than wait for work for ever."""
+
+    def watch() -> None:
+        if (parent := parent_process()) is not None:
+            connection.wait([parent.sentinel])
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main() -> None:
+    values = parameters.load()
+    names = IMAGES.read_text(encoding="utf-8").splitlines()
+    images = layout.images_folder(Path(values.data))
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with new_folder(OUT) as folder:
+        bad = resize(names, images, values.resize.size, values.resize.chunk, folder, workers)
+        if len(bad) == len(names) or len(bad) > values.resize.max_bad * len(names):
+            raise Problem(
+                f"{len(bad)} of {len(names)} images can't be decoded ({'; '.join(_named(bad))}); expected at most the "
+                f"fraction resize.max_bad = {values.resize.max_bad}: mend or remove them, or raise it"
+            )
+    write_json(METRICS, {"images": len(names) - len(bad), "bad": len(bad), "bad_images": bad})
+    print(f"chunked-resize: {len(names) - len(bad)} images of {values.resize.size}x{values.resize.size} in {OUT}")
+    for line in _named(bad):
+        print(f"chunked-resize: warning: left out {line}")
+
+
+def _named(bad: dict[str, str], most: int = 10) -> Iterator[str]:
+    yield from (f"{name}: {reason}" for name, reason in list(bad.items())[:most])
+    if len(bad) > most:
+        yield f"and {len(bad) - most} more"
+
+
+if __name__ == "__main__":
+    problem.run(main)

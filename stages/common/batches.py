@@ -1,0 +1,62 @@
+"""Batches for Keras, read row by row; order and augmentation follow from (seed, epoch) alone."""
+
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from stages.common.backend import keras
+from stages.common.chunks import Rows
+
+LEAST_AREA = 0.6
+
+
+class Part(NamedTuple):
+    """Some images and the numbers of their labels, (n,) int."""
+
+    names: list[str]
+    labels: np.ndarray
+
+
+class Shuffle(NamedTuple):
+    """What is random in an epoch's batches. `augment` also varies the images, which must then be uint8 RGB."""
+
+    seed: int
+    epoch: int
+    augment: bool
+
+
+class Batches(keras.utils.PyDataset):  # type: ignore[misc]  # Keras has no types
+    """One pass over `part`: rows as they are stored, and targets one-hot, (n, classes) float32."""
+
+    def __init__(self, rows: Rows, part: Part, classes: int, batch_size: int, shuffle: Shuffle | None = None) -> None:
+        super().__init__()
+        self.rows, self.part, self.classes, self.batch_size, self.shuffle = rows, part, classes, batch_size, shuffle
+        images = len(part.names)
+        self.order = np.arange(images)
+        if shuffle:
+            self.order = np.random.default_rng((shuffle.seed, shuffle.epoch)).permutation(images)
+
+    def __len__(self) -> int:
+        return -(-len(self.order) // self.batch_size)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        positions = self.order[index * self.batch_size : (index + 1) * self.batch_size]
+        rows = self.rows.read([self.part.names[position] for position in positions])
+        if self.shuffle and self.shuffle.augment:
+            for row, position in zip(rows, positions, strict=True):
+                row[:] = augment(row, np.random.default_rng((self.shuffle.seed, self.shuffle.epoch, position)))
+        return rows, np.eye(self.classes, dtype=np.float32)[self.part.labels[positions]]
+
+
+def augment(pixels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Mirror a (size, size, 3) uint8 image half of the time, and enlarge a random part of it to the same size.
+
+    Pillow rather than Keras's layers: the same on each backend, and a function of `generator` alone.
+    """
+    size = len(pixels)
+    side = size * np.sqrt(generator.uniform(LEAST_AREA, 1))
+    left, top = generator.uniform(0, size - side, size=2)
+    box = (left, top, left + side, top + side)
+    image = np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR, box=box))
+    return image[:, ::-1] if generator.random() < 0.5 else image

@@ -1,0 +1,64 @@
+"""One way from an image file to pixels, for the pipeline and for predict."""
+
+import stat
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+# The formats that photographs come in: Pillow's other decoders are only ways to be attacked.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "MPO")
+
+
+class BadImage(Exception):
+    """An image that can't be decoded, with the reason."""
+
+
+def decode(path: Path, size: int) -> np.ndarray:
+    """Decode an image upright, as 8-bit RGB, resized to a square by Lanczos.
+
+    JPEGs are decoded at the smallest of libjpeg's scales that is still no smaller than `size`: two to three times
+    as fast as decoding them whole, at 44 dB or more to it.
+
+    Args:
+        path: a file in one of `FORMATS`, whatever its name says.
+        size: side of the result in pixels.
+
+    Returns:
+        (size, size, 3) uint8.
+
+    Raises:
+        BadImage: not a file, not an image, broken, or of more pixels than Pillow takes for harmless.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise BadImage("not a file")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.filterwarnings("ignore", module="PIL")
+            with Image.open(path, formats=FORMATS) as image:
+                image.draft(None, (size, size))
+                return np.asarray(_rgb(ImageOps.exif_transpose(image)).resize((size, size), Image.Resampling.LANCZOS))
+    except BadImage:
+        raise
+    except OSError as error:
+        raise BadImage(error.strerror or str(error).replace(f" {str(path)!r}", "")) from error
+    except Exception as error:  # decoders of broken files raise whatever comes to hand
+        raise BadImage(f"{type(error).__name__}: {error}") from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I;16") or image.mode == "I":
+        # Pillow's own conversion cuts 16-bit values off at 255.
+        values = np.asarray(image).astype(np.int64)
+        return Image.fromarray((values.clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise BadImage("floating-point pixels, whose range is unknown")
+    if image.has_transparency_data:
+        # On white: what lies under a transparent pixel was never meant to be seen.
+        over = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", over.size, "white"), over).convert("RGB")
+    return image.convert("RGB")

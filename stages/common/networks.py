@@ -1,0 +1,183 @@
+"""The networks: pretrained backbones, the heads on them, and CNNs from scratch.
+
+Every model takes uint8 RGB images, (n, size, size, 3), and holds its own scaling, so that nothing can be fed differently
+in training and later. All are flat, functional and made of Keras's own layers: they load with `safe_mode=True`.
+"""
+
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from stages.common.backend import keras
+from stages.common.problem import Problem
+
+
+class Family(NamedTuple):
+    """How to build a pretrained backbone and what it wants its pixels to be."""
+
+    build: Callable[..., keras.Model]
+    scale: Callable[[keras.KerasTensor], keras.KerasTensor]
+    options: dict[str, Any]
+
+
+def _caffe(images: keras.KerasTensor) -> keras.KerasTensor:
+    """VGG's preprocessing: blue first, ImageNet's mean subtracted, values up to 255."""
+    blue_first = keras.ops.flip(images, axis=-1)
+    return keras.layers.Rescaling(1.0, offset=[-103.939, -116.779, -123.68], name="scale")(blue_first)
+
+
+def _minus_one_to_one(images: keras.KerasTensor) -> keras.KerasTensor:
+    """Xception's and MobileNet's preprocessing: -1 to 1."""
+    return keras.layers.Rescaling(1 / 127.5, offset=-1.0, name="scale")(images)
+
+
+BACKBONES = {
+    "vgg16": Family(keras.applications.VGG16, _caffe, {}),
+    "xception": Family(keras.applications.Xception, _minus_one_to_one, {}),
+    "mobilenetv2": Family(keras.applications.MobileNetV2, _minus_one_to_one, {"alpha": 0.35}),
+}
+
+
+# Not the parameter `seed`: another seed must not run the backbone over all images again.
+RANDOM_WEIGHTS_SEED = 0
+
+
+def backbone(name: str, size: int, weights: str, examples: np.ndarray) -> keras.Model:
+    """A frozen backbone without its top: uint8 images to float feature maps.
+
+    Args:
+        name: one of `BACKBONES`.
+        size: side of the images in pixels.
+        weights: imagenet, random (always the same ones), or a weights file of this backbone as Keras saves it.
+        examples: uint8 images, (n, size, size, 3), from which random weights take their normalisation's statistics.
+
+    Raises:
+        Problem: ImageNet's weights can't be downloaded, or the file is not this backbone's weights.
+    """
+    family = BACKBONES[name]
+    keras.utils.set_random_seed(RANDOM_WEIGHTS_SEED)
+    images = keras.Input((size, size, 3), dtype="uint8", name="images")
+    scaled = family.scale(images)
+    try:
+        model = family.build(
+            include_top=False,
+            weights="imagenet" if weights == "imagenet" else None,
+            input_tensor=scaled,
+            **family.options,
+        )
+    except Exception as error:
+        if weights != "imagenet":
+            raise
+        raise Problem(
+            f"the ImageNet weights of {name} can't be loaded ({_short(error)}); connect to the network, put Keras's file "
+            "into ~/.keras/models (or $KERAS_HOME/models), or set weights to random or to a weights file"
+        ) from error
+    if weights not in ("imagenet", "random"):
+        _load_weights(model, name, Path(weights))
+    if weights == "random":
+        _calibrate(model, examples)
+    model.trainable = False
+    return model
+
+
+def _calibrate(model: keras.Model, examples: np.ndarray) -> None:
+    """Set BatchNormalization's statistics from `examples`: without it random weights let the signal die (1e-11 in MobileNetV2)."""
+    norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    momenta = [layer.momentum for layer in norms]
+    for layer in norms:
+        layer.momentum = 0.0
+    model(examples, training=True)
+    for layer, momentum in zip(norms, momenta, strict=True):
+        layer.momentum = momentum
+
+
+def _load_weights(model: keras.Model, name: str, path: Path) -> None:
+    try:
+        model.load_weights(path)
+    except Exception as error:
+        raise Problem(
+            f"weights: {path} is not a weights file of {name} without its top ({_short(error)}); expected the .weights.h5 "
+            f"or .h5 file of this very network"
+        ) from error
+
+
+def _short(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 160 else text[:157] + "..."
+
+
+def head(
+    kind: str, labels: int, dropout: float, pooled: np.ndarray
+) -> Callable[[keras.KerasTensor], keras.KerasTensor]:
+    """Layers from feature maps or pooled features to logits; to be called on several inputs, which then share weights.
+
+    Args:
+        kind: softmax (pooled features, (n, channels)) or conv (feature maps, (n, height, width, channels)).
+        labels: number of logits.
+        dropout: fraction of the features dropped in training.
+        pooled: the training images' pooled features, (n, channels): head softmax standardises by them.
+    """
+    if kind == "conv":
+        layers = [
+            keras.layers.Conv2D(128, 1, use_bias=False, name="head_squeeze"),
+            keras.layers.BatchNormalization(momentum=0.9, name="head_squeeze_norm"),
+            keras.layers.Activation("relu", name="head_squeeze_relu"),
+            keras.layers.Conv2D(128, 3, padding="same", use_bias=False, name="head_conv"),
+            keras.layers.BatchNormalization(momentum=0.9, name="head_conv_norm"),
+            keras.layers.Activation("relu", name="head_conv_relu"),
+            keras.layers.GlobalAveragePooling2D(name="head_pool"),
+        ]
+    else:
+        variance = np.maximum(pooled.var(axis=0), 1e-6)
+        layers = [keras.layers.Normalization(mean=pooled.mean(axis=0), variance=variance, name="head_standardise")]
+    layers += [
+        keras.layers.Dropout(dropout, name="head_dropout"),
+        keras.layers.Dense(labels, dtype="float32", name="logits"),
+    ]
+
+    def apply(features: keras.KerasTensor) -> keras.KerasTensor:
+        for layer in layers:
+            features = layer(features)
+        return features
+
+    return apply
+
+
+def scratch(size: int, filters: list[int], dropout: float, labels: int) -> keras.Model:
+    """A CNN to be trained from nothing: one block a number in `filters`, each halving the side; logits out."""
+    images = keras.Input((size, size, 3), dtype="uint8", name="images")
+    x = keras.layers.Rescaling(1 / 127.5, offset=-1.0, name="scale")(images)
+    for block, width in enumerate(filters, start=1):
+        # Strides in place of pooling: a quarter of the work, which is what a CPU notices.
+        x = keras.layers.Conv2D(width, 5 if block == 1 else 3, 2, padding="same", use_bias=False, name=f"conv{block}")(
+            x
+        )
+        x = keras.layers.BatchNormalization(momentum=0.9, name=f"norm{block}")(x)
+        x = keras.layers.Activation("relu", name=f"relu{block}")(x)
+    x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
+    x = keras.layers.Dropout(dropout, name="dropout")(x)
+    return keras.Model(images, keras.layers.Dense(labels, dtype="float32", name="logits")(x), name="scratch")
+
+
+def unfreeze(model: keras.Model, layers: int) -> None:
+    """Make the last `layers` layers of a backbone with weights trainable, but for BatchNormalization.
+
+    Its statistics belong to ImageNet's millions of images: a few hundred others only spoil them.
+    """
+    weighted = [layer for layer in model.layers if layer.weights]
+    for layer in weighted[-layers:]:
+        layer.trainable = not isinstance(layer, keras.layers.BatchNormalization)
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """A 32-bit number for what is random in one epoch: a function of the seed and the epoch alone."""
+    return zlib.crc32(f"{seed} {epoch}".encode())
+
+
+def reset_randomness(model: keras.Model, seed: int, epoch: int) -> None:
+    """Set the state of the model's random layers to a function of (seed, epoch), whatever ran before."""
+    for number, variable in enumerate(v for v in model.variables if v.path.endswith("seed_generator_state")):
+        variable.assign(keras.ops.array([epoch_seed(seed, epoch), number], dtype=variable.dtype))

@@ -1,0 +1,21 @@
+"""Errors that the user can mend, told in one line."""
+
+import signal
+import sys
+from collections.abc import Callable
+
+
+class Problem(Exception):
+    """What was expected, what was received and how to mend it, in one line."""
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call `main`; a `Problem` ends the process with its one line on stderr and exit code 1."""
+    # dvc sends SIGTERM to its stages; as an exception it lets `finally` blocks remove temporary files.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        main()
+    except Problem as problem:
+        sys.exit(f"error: {' '.join(str(problem).split())}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,55 @@
+"""Models as .keras files: the same bytes for the same model, with the labels inside."""
+
+import json
+import zipfile
+from pathlib import Path
+
+from stages.common.backend import keras
+from stages.common.files import new_file
+from stages.common.problem import Problem
+
+LABELS = "labels.json"
+
+
+def save(model: keras.Model, path: Path, labels: list[str]) -> None:
+    """Write `model` to `path`; the file also holds the names of its outputs."""
+    with new_file(path) as temporary:
+        whole = temporary.with_suffix(".keras")
+        try:
+            model.save(whole)
+            with zipfile.ZipFile(whole) as source, zipfile.ZipFile(temporary, "w") as target:
+                for name in sorted(source.namelist()):
+                    target.writestr(zipfile.ZipInfo(name), _undated(name, source.read(name)))
+                target.writestr(zipfile.ZipInfo(LABELS), json.dumps(labels, ensure_ascii=False))
+        finally:
+            whole.unlink(missing_ok=True)
+
+
+def _undated(name: str, content: bytes) -> bytes:
+    if name != "metadata.json":
+        return content
+    metadata = json.loads(content)
+    metadata["date_saved"] = "1980-01-01@00:00:00"
+    return json.dumps(metadata).encode()
+
+
+def load(path: Path) -> tuple[keras.Model, list[str]]:
+    """The model in `path`, not compiled, and the names of its outputs.
+
+    Raises:
+        Problem: no such file, not one that `save` wrote, or one that would run code of its own.
+    """
+    if not path.is_file():
+        raise Problem(f"{path}: no such model; train it with dvc repro, or name an existing one")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            labels = json.loads(archive.read(LABELS))
+    except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
+        raise Problem(
+            f"{path}: not a model of this project ({error}); expected a .keras file that a train stage wrote"
+        ) from error
+    try:
+        return keras.saving.load_model(path, compile=False, safe_mode=True), labels
+    except Exception as error:
+        text = " ".join(str(error).split())[:200]
+        raise Problem(f"{path}: not a model that is safe to load ({text}); train it again with dvc repro") from error

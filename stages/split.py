@@ -1,0 +1,200 @@
+"""data/annotations.csv -> data/split.csv: train, validation, test, unlabelled; stratified by label, grouped by video."""
+
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from stages.common import parameters, problem
+from stages.common.files import new_file, write_csv, write_json
+from stages.common.problem import Problem
+
+ANNOTATIONS = Path("data/annotations.csv")
+OUT = Path("data/split.csv")
+IMAGES = Path("data/images.txt")
+METRICS = Path("metrics/split.json")
+
+PARTS = ("train", "validation", "test")
+ATTEMPTS = 20
+
+Groups = list[Counter[str]]
+
+
+def assign(groups: Groups, fractions: tuple[float, float, float], seed: int) -> tuple[list[int], list[str]]:
+    """Give each group a part so that each label's images are shared as `fractions` says.
+
+    Several random orders are tried and the one closest to the fractions is kept. A label whose groups can't reach all
+    three parts goes to train with all of them.
+
+    Args:
+        groups: images by label, one counter a group.
+        fractions: of train, validation and test.
+        seed: of the random orders.
+
+    Returns:
+        The part of each group (an index into `PARTS`), and the labels that are in train alone, sorted.
+    """
+    generator = np.random.default_rng(seed)
+    totals: Counter[str] = Counter()
+    for group in groups:
+        totals.update(group)
+    few = _too_few(groups, set())
+    while True:
+        best: tuple[float, list[int]] | None = None
+        failures: Counter[str] = Counter()
+        for _ in range(ATTEMPTS):
+            parts = _attempt(groups, fractions, totals, few, generator)
+            absent = _absent(groups, parts) - few
+            failures.update(absent)
+            cost = _cost(groups, parts, fractions, totals)
+            if not absent and (best is None or cost < best[0]):
+                best = cost, parts
+        if best is not None:
+            return best[1], sorted(few)
+        few = _too_few(groups, few | {max(sorted(failures), key=failures.__getitem__)})
+
+
+def _too_few(groups: Groups, few: set[str]) -> set[str]:
+    """`few` and every label that can't be in three parts: under three groups, or under two that no label of `few` holds in train."""
+    while True:
+        everywhere = Counter(label for group in groups for label in group)
+        free = Counter(label for group in groups if not few & group.keys() for label in group)
+        more = {label for label in everywhere if everywhere[label] < len(PARTS) or free[label] < len(PARTS) - 1} | few
+        if more == few:
+            return few
+        few = more
+
+
+def _attempt(
+    groups: Groups, fractions: tuple[float, ...], totals: Counter[str], few: set[str], generator: np.random.Generator
+) -> list[int]:
+    parts = [0 if few & group.keys() else -1 for group in groups]
+    missing = {label: [fraction * totals[label] for fraction in fractions] for label in totals}
+    members: dict[str, list[int]] = defaultdict(list)
+    for number, group in enumerate(groups):
+        if parts[number] == 0:
+            _put(group, 0, missing)
+        for label in group:
+            members[label].append(number)
+    order = [int(number) for number in generator.permutation(len(groups))]
+    rank = {number: position for position, number in enumerate(order)}
+    # First one group in each part for the labels with the fewest groups, then the rest where most is missing.
+    for label in sorted(members, key=lambda label: (len(members[label]), label)):
+        if label in few:
+            continue
+        for part in (2, 1, 0):
+            if any(parts[number] == part for number in members[label]):
+                continue
+            if open_groups := [number for number in members[label] if parts[number] < 0]:
+                number = min(open_groups, key=rank.__getitem__)
+                parts[number] = part
+                _put(groups[number], part, missing)
+    for number in order:
+        if parts[number] < 0:
+            group = groups[number]
+            parts[number] = max(
+                range(3),
+                key=lambda part: sum(n * missing[label][part] / totals[label] ** 2 for label, n in group.items()),
+            )
+            _put(group, parts[number], missing)
+    return parts
+
+
+def _put(group: Counter[str], part: int, missing: dict[str, list[float]]) -> None:
+    for label, images in group.items():
+        missing[label][part] -= images
+
+
+def _absent(groups: Groups, parts: list[int]) -> set[str]:
+    """The labels that are not in all three parts."""
+    present: dict[str, set[int]] = defaultdict(set)
+    for group, part in zip(groups, parts, strict=True):
+        for label in group:
+            present[label].add(part)
+    return {label for label, found in present.items() if len(found) < len(PARTS)}
+
+
+def _cost(groups: Groups, parts: list[int], fractions: tuple[float, ...], totals: Counter[str]) -> float:
+    missing = {label: [fraction * totals[label] for fraction in fractions] for label in totals}
+    for group, part in zip(groups, parts, strict=True):
+        _put(group, part, missing)
+    return sum((images / totals[label]) ** 2 for label, left in missing.items() for images in left)
+
+
+def split(annotations: pd.DataFrame, target: str, parameters: parameters.Split) -> tuple[pd.DataFrame, list[str]]:
+    """Give every image its part.
+
+    Args:
+        annotations: the table that `annotate` writes.
+        target: the column that is learnt.
+        parameters: the section `split`.
+
+    Returns:
+        One row an image in the order of `annotations`: image, part (one of `PARTS` or unlabelled), label (empty where
+        unlabelled), video; and the labels that are in train alone.
+
+    Raises:
+        Problem: fewer than two labels, or no label with enough groups to be in all parts.
+    """
+    labelled = annotations["labelled"] & (annotations[target] != "")
+    labels = annotations[target].where(labelled, "")
+    if (found := labels[labelled].nunique()) < 2:
+        names = f"one label only ({labels[labelled].iloc[0]!r})" if found else "no label at all"
+        other = "activity" if target == "category" else "category"
+        raise Problem(
+            f"target {target} has {names} in {ANNOTATIONS}; expected two or more: try target={other} or more data"
+        )
+    videos = annotations["video"].astype("string")
+    keys = annotations["image"].where(videos.isna() | (parameters.group == "image"), "video " + videos.fillna(""))
+    numbers, _ = pd.factorize(keys[labelled])
+    groups: Groups = [Counter() for _ in range(numbers.max() + 1)]
+    for number, label in zip(numbers, labels[labelled], strict=True):
+        groups[number][label] += 1
+    fractions = (1 - parameters.validation - parameters.test, parameters.validation, parameters.test)
+    parts, few = assign(groups, fractions, parameters.seed)
+    if len(few) == found:
+        raise Problem(
+            f"{len(groups)} {parameters.group}s with {labelled.sum()} labelled images of {found} labels are too few: expected "
+            f"at least one label in 3 {parameters.group}s or more, one each for train, validation and test"
+        )
+    part = pd.Series("unlabelled", index=annotations.index)
+    part[labelled] = [PARTS[parts[number]] for number in numbers]
+    columns = {"image": annotations["image"], "part": part, "label": labels, "video": annotations["video"]}
+    return pd.DataFrame(columns), few
+
+
+def counts(table: pd.DataFrame, few: list[str]) -> dict[str, object]:
+    """The stage's metrics: images a part, labels, and what could not be split."""
+    labelled = table[table["part"] != "unlabelled"]
+    return {
+        **{part: int((table["part"] == part).sum()) for part in (*PARTS, "unlabelled")},
+        "labels": labelled["label"].nunique(),
+        "labels_in_train_alone": len(few),
+        "images_without_video": int(labelled["video"].isna().sum()),
+    }
+
+
+def main() -> None:
+    values = parameters.load()
+    annotations = pd.read_csv(
+        ANNOTATIONS, keep_default_na=False, dtype={"image": str, "video": "Int64"}, na_values={"video": ""}
+    )
+    table, few = split(annotations, values.target, values.split)
+    write_csv(OUT, table)
+    # Which images, not which part: a new split does not decode and resize them again.
+    with new_file(IMAGES) as temporary:
+        temporary.write_text(
+            "".join(f"{name}\n" for name in annotations.loc[annotations["labelled"], "image"]), encoding="utf-8"
+        )
+    numbers = counts(table, few)
+    write_json(METRICS, numbers)
+    print("split:", ", ".join(f"{numbers[part]} {part}" for part in (*PARTS, "unlabelled")))
+    if few:
+        print(
+            f"split: warning: in too few {values.split.group}s to be in every part, so in train alone: {'; '.join(few)}"
+        )
+
+
+if __name__ == "__main__":
+    problem.run(main)

@@ -1,0 +1,123 @@
+"""Train one model: a CNN from scratch on the images, or a head on a backbone's features and then, if asked, fine-tune both.
+
+The test part is never read here.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from stages.common import networks, parameters, problem
+from stages.common.backend import device, keras
+from stages.common.batches import Part
+from stages.common.chunks import Rows
+from stages.common.files import write_csv, write_json
+from stages.common.fitting import Log, Phase, fit
+from stages.common.parameters import MODELS, Pretrained, Scratch
+from stages.common.parts import choose, labels_of, read_split
+from stages.common.problem import Problem
+from stages.common.saving import load, save
+
+RESIZED = Path("data/resized")
+FEATURES = Path("data/features")
+MODEL = "models/{}/model.keras"
+TIMING = "models/{}/timing/train.json"
+CURVES = "plots/train-{}.csv"
+METRICS = "metrics/train-{}.json"
+
+
+def _images(split: pd.DataFrame, rows: Rows) -> tuple[list[str], tuple[Part, Part]]:
+    """The labels, and the training and validation images that `rows` has."""
+    labels = labels_of(split)
+    chosen = [choose(split, part, rows) for part in ("train", "validation")]
+    train, validation = (Part(list(part["image"]), pd.Index(labels).get_indexer(part["label"])) for part in chosen)
+    return labels, (train, validation)
+
+
+def train_scratch(section: Scratch, seed: int, split: pd.DataFrame, log: Log) -> tuple[keras.Model, list[str], float]:
+    """Train a CNN from random weights on the resized images: the model (uint8 images to logits), its labels, its best macro F1."""
+    rows = Rows(RESIZED, "pixels")
+    labels, images = _images(split, rows)
+    keras.utils.set_random_seed(seed)
+    model = networks.scratch(rows.shape[0], section.filters, section.dropout, len(labels))
+    best = fit(model, rows, images, _phase("scratch", section, seed, augment=section.augment), log)
+    return model, labels, best
+
+
+def train_pretrained(
+    section: Pretrained, seed: int, split: pd.DataFrame, features: Path, log: Log
+) -> tuple[keras.Model, list[str], float]:
+    """Train a head on the features in `features`, then fine-tune: the model (uint8 images to logits), its labels, its best macro F1."""
+    pooled = Rows(features, "pooled")
+    rows = pooled if section.head == "softmax" else Rows(features, "maps")
+    labels, images = _images(split, rows)
+    keras.utils.set_random_seed(seed)
+    head = networks.head(section.head, len(labels), section.dropout, pooled.read(images[0].names))
+    stored = keras.Input(rows.shape)
+    best = fit(keras.Model(stored, head(stored)), rows, images, _phase("head", section, seed), log)
+    backbone, _ = load(features / "backbone.keras")
+    maps = backbone.output
+    model = keras.Model(
+        backbone.input,
+        head(keras.layers.GlobalAveragePooling2D(name="pool")(maps) if section.head == "softmax" else maps),
+    )
+    if section.fine_tune_epochs:
+        networks.unfreeze(backbone, section.fine_tune_layers)
+        tuning = _phase(
+            "fine-tuning", section, seed, section.fine_tune_epochs, section.fine_tune_learning_rate, augment=True
+        )
+        best = fit(model, Rows(RESIZED, "pixels"), images, tuning, log, least=best)
+    return model, labels, best
+
+
+def _phase(
+    name: str, section: Scratch | Pretrained, seed: int, epochs: int = 0, rate: float = 0.0, *, augment: bool = False
+) -> Phase:
+    return Phase(
+        name=name,
+        epochs=epochs or section.epochs,
+        patience=section.patience,
+        rate=rate or section.learning_rate,
+        batch_size=section.batch_size,
+        imbalance=section.imbalance,
+        seed=seed,
+        augment=augment,
+    )
+
+
+def main() -> None:
+    values = parameters.load()
+    if len(sys.argv) != 2 or sys.argv[1] not in MODELS:
+        raise Problem(f"usage: python -m stages.train {{{','.join(MODELS)}}}")
+    name = sys.argv[1]
+    section = getattr(values, name)
+    log = Log(f"train-{name}")
+    print(f"{log.stage}: on {device()}")
+    split = read_split()
+    if isinstance(section, Scratch):
+        logits, labels, best = train_scratch(section, values.seed, split, log)
+    else:
+        logits, labels, best = train_pretrained(section, values.seed, split, FEATURES / name, log)
+    model = keras.Model(
+        logits.input, keras.layers.Softmax(dtype="float32", name="probabilities")(logits.output), name=name
+    )
+    model.trainable = True
+    save(model, Path(MODEL.format(name)), labels)
+    curves = pd.DataFrame(log.epochs)
+    write_csv(Path(CURVES.format(name)), curves.round(6))
+    best_epoch = int(np.argmax(curves["validation_macro_f1"])) + 1
+    write_json(Path(METRICS.format(name)), {name: {"validation_macro_f1": round(best, 6), "best_epoch": best_epoch}})
+    timing = {
+        "seconds": round(log.seconds, 1),
+        "epochs": len(log.epochs),
+        "images": log.images,
+        "parameters": model.count_params(),
+        "device": device(),
+    }
+    write_json(Path(TIMING.format(name)), timing)
+
+
+if __name__ == "__main__":
+    problem.run(main)
