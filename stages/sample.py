@@ -24,8 +24,8 @@ UNLABELLED = 0.25
 LEAST_IMAGES = 6
 LEAST_VIDEOS = 3
 FRAMES = 4
-ELSEWHERE = 0.15
-OUT_OF_PICTURE = 0.2
+ELSEWHERE = 0.1
+OUT_OF_PICTURE = 0.15
 
 
 class Look(NamedTuple):
@@ -79,7 +79,7 @@ SCENES = {
 class Video(NamedTuple):
     """A run of frames: one place, one person, one camera. `activity` is the index among its category's, -1 if unlabelled."""
 
-    index: int
+    number: int
     category: str
     activity: int
     frames: int
@@ -102,7 +102,7 @@ def plan(images: int, generator: np.random.Generator) -> list[Video]:
     names = generator.choice(list(LOOKS), size=max(1, (images - labelled) // FRAMES), p=shares / shares.sum())
     for name, frames in zip(names, _shared(images - labelled, len(names)), strict=True):
         videos.append(Video(len(videos), str(name), -1, frames))
-    generator.shuffle(videos)  # type: ignore[arg-type]  # a list is a mutable sequence
+    generator.shuffle(videos)
     return videos
 
 
@@ -114,17 +114,18 @@ class Drawing:
     """One video's look, from which its frames are drawn; everything random follows from the video's index."""
 
     def __init__(self, video: Video) -> None:
-        self.random = np.random.default_rng((SEED, video.index))
+        self.random = np.random.default_rng((SEED, video.number))
         self.look = LOOKS[video.category]
         self.size = SIZES[self.random.integers(len(SIZES))]
         places = list(SCENES) if self.random.random() < ELSEWHERE else list(self.look.scenes)
         self.scene = places[self.random.integers(len(places))]
         self.thing = "none" if self.random.random() < OUT_OF_PICTURE else self.look.thing
-        self.light = self.random.uniform(0.65, 1.2)
-        self.tint = self.random.normal(0, 14, size=3)
+        self.light = self.random.uniform(0.8, 1.15)
+        self.tint = self.random.normal(0, 8, size=3)
         self.skin = np.array([214, 170, 140]) * self.random.uniform(0.45, 1.1)
-        self.shirt, self.trousers, self.paint = self.random.uniform(20, 240, size=(3, 3))
-        self.height = self.random.uniform(0.45, 0.75)
+        self.shirt, self.trousers = self.random.uniform(20, 240, size=(2, 3))
+        self.paint = np.array(PAINTS[self.thing]) + self.random.normal(0, 15, size=3)
+        self.height = self.random.uniform(0.55, 0.8)
         self.place = self.random.uniform(0.3, 0.7)
         self.mirrored = self.random.random() < 0.5
         # The activity moves the arms: a finer label that shows less than the category does.
@@ -196,6 +197,25 @@ class Drawing:
                 canvas.rectangle(points, fill=paint)
 
 
+PAINTS = {
+    "none": (0, 0, 0),
+    "ball": (235, 110, 30),
+    "box": (150, 100, 50),
+    "barbell": (40, 40, 45),
+    "table": (200, 160, 100),
+    "rake": (215, 60, 40),
+    "ladder": (225, 200, 60),
+    "boat": (215, 40, 60),
+    "skis": (40, 70, 215),
+    "rod": (30, 30, 30),
+    "guitar": (175, 85, 35),
+    "bicycle": (20, 140, 140),
+    "bed": (240, 235, 250),
+    "cross": (250, 215, 110),
+    "mirror": (185, 220, 240),
+    "bus": (245, 190, 20),
+}
+
 # Shapes, in heads (an eighth of the person's height) from the hip: x to the right, y down.
 THINGS: dict[str, tuple[tuple[Any, ...], ...]] = {
     "none": (),
@@ -265,7 +285,7 @@ def release(entries: list[tuple[str, Video, int]], generator: np.random.Generato
             {"name": name},
             _people(people, labelled, generator),
             float(frame + 1) if labelled else empty,
-            float(video.index + 1) if labelled else empty,
+            float(video.number + 1) if labelled else empty,
         )
         activity = LOOKS[video.category].activities[video.activity] if labelled else empty
         act[row, 0] = (
@@ -274,7 +294,7 @@ def release(entries: list[tuple[str, Video, int]], generator: np.random.Generato
             float(numbers.get((video.category, video.activity), -1)),
         )
         single[row, 0] = np.arange(1.0, people + 1)[:, None] if labelled and people else empty
-    videos = np.empty((1, max(video.index for _, video, _ in entries) + 1), dtype=object)
+    videos = np.empty((1, max(video.number for _, video, _ in entries) + 1), dtype=object)
     videos[0] = [f"drawn{number:05d}" for number in range(videos.size)]
     return {
         "annolist": annolist,

@@ -158,8 +158,8 @@ def split(annotations: pd.DataFrame, target: str, parameters: parameters.Split) 
             f"{len(groups)} {parameters.group}s with {labelled.sum()} labelled images of {found} labels are too few: expected "
             f"at least one label in 3 {parameters.group}s or more, one each for train, validation and test"
         )
-    part = pd.Series("unlabelled", index=annotations.index)
-    part[labelled] = [PARTS[parts[number]] for number in numbers]
+    part = np.full(len(annotations), "unlabelled", dtype=object)
+    part[labelled.to_numpy()] = [PARTS[parts[number]] for number in numbers]
     columns = {"image": annotations["image"], "part": part, "label": labels, "video": annotations["video"]}
     return pd.DataFrame(columns), few
 
@@ -178,7 +178,7 @@ def counts(table: pd.DataFrame, few: list[str]) -> dict[str, object]:
 def main() -> None:
     values = parameters.load()
     annotations = pd.read_csv(
-        ANNOTATIONS, keep_default_na=False, dtype={"image": str, "video": "Int64"}, na_values={"video": ""}
+        ANNOTATIONS, keep_default_na=False, dtype={"image": "str", "video": "Int64"}, na_values={"video": ""}
     )
     table, few = split(annotations, values.target, values.split)
     write_csv(OUT, table)

@@ -32,7 +32,9 @@ def _images(split: pd.DataFrame, rows: Rows) -> tuple[list[str], tuple[Part, Par
     """The labels, and the training and validation images that `rows` has."""
     labels = labels_of(split)
     chosen = [choose(split, part, rows) for part in ("train", "validation")]
-    train, validation = (Part(list(part["image"]), pd.Index(labels).get_indexer(part["label"])) for part in chosen)
+    train, validation = (
+        Part(list(part["image"]), pd.Index(labels).get_indexer(pd.Index(part["label"]))) for part in chosen
+    )
     return labels, (train, validation)
 
 
@@ -41,7 +43,7 @@ def train_scratch(section: Scratch, seed: int, split: pd.DataFrame, log: Log) ->
     rows = Rows(RESIZED, "pixels")
     labels, images = _images(split, rows)
     keras.utils.set_random_seed(seed)
-    model = networks.scratch(rows.shape[0], section.filters, section.dropout, len(labels))
+    model = networks.scratch(rows.shape[0], section.pool, section.filters, section.dropout, len(labels))
     best = fit(model, rows, images, _phase("scratch", section, seed, augment=section.augment), log)
     return model, labels, best
 

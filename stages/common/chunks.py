@@ -58,7 +58,7 @@ class Rows:
             self.shape: tuple[int, ...] = file[dataset].shape[1:]
             self.dtype: np.dtype = file[dataset].dtype
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: object) -> bool:
         return name in self.places
 
     def read(self, names: list[str]) -> np.ndarray:

@@ -146,19 +146,27 @@ def head(
     return apply
 
 
-def scratch(size: int, filters: list[int], dropout: float, labels: int) -> keras.Model:
-    """A CNN to be trained from nothing: one block a number in `filters`, each halving the side; logits out."""
+def scratch(size: int, pool: int, filters: list[int], dropout: float, labels: int) -> keras.Model:
+    """A CNN to be trained from nothing: uint8 images to logits.
+
+    Args:
+        size: side of the images in pixels.
+        pool: each pool x pool pixels are averaged first.
+        filters: one block a number, its width; each halves the side.
+        dropout: fraction of the last block's values dropped in training.
+        labels: number of logits.
+    """
     images = keras.Input((size, size, 3), dtype="uint8", name="images")
     x = keras.layers.Rescaling(1 / 127.5, offset=-1.0, name="scale")(images)
+    x = keras.layers.AveragePooling2D(pool, name="shrink")(x)
     for block, width in enumerate(filters, start=1):
         # Strides in place of pooling: a quarter of the work, which is what a CPU notices.
-        x = keras.layers.Conv2D(width, 5 if block == 1 else 3, 2, padding="same", use_bias=False, name=f"conv{block}")(
+        x = keras.layers.Conv2D(width, 3, 2, padding="same", use_bias=False, name=f"conv{block}")(
             x
         )
         x = keras.layers.BatchNormalization(momentum=0.9, name=f"norm{block}")(x)
         x = keras.layers.Activation("relu", name=f"relu{block}")(x)
-    x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
-    x = keras.layers.Dropout(dropout, name="dropout")(x)
+    x = keras.layers.Dropout(dropout, name="dropout")(keras.layers.Flatten(name="flatten")(x))
     return keras.Model(images, keras.layers.Dense(labels, dtype="float32", name="logits")(x), name="scratch")
 
 

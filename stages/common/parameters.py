@@ -13,6 +13,7 @@ from stages.common.problem import Problem
 FILE = Path("params.yaml")
 SAMPLE = "data/raw/sample"
 MPII = "data/raw/mpii"
+XCEPTION_LEAST = 71  # its layers without padding use up the rest
 
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
@@ -64,6 +65,7 @@ class Training(Section):
 
 class Scratch(Training):
     filters: Annotated[list[Annotated[int, Field(ge=1, le=2048)]], Field(min_length=1, max_length=8)]
+    pool: Annotated[int, Field(ge=1, le=16)]
     augment: bool
 
 
@@ -104,7 +106,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(problem="aliases are not allowed", problem_mark=self.peek_event().start_mark)
+            raise yaml.YAMLError("aliases (*name) are not allowed")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -144,6 +146,8 @@ def load(path: Path = FILE) -> Parameters:
 def _check_across(parameters: Parameters, path: Path) -> None:
     if parameters.model not in MODELS:
         raise Problem(f"{path}: model is {parameters.model!r}; allowed are {', '.join(MODELS)}")
+    if parameters.model == "xception" and parameters.resize.size < XCEPTION_LEAST:
+        raise Problem(f"{path}: resize.size is {parameters.resize.size}; with model=xception it should be {XCEPTION_LEAST} or more")
     weights = parameters.weights
     if weights not in ("auto", "imagenet", "random") and not Path(weights).is_file():
         raise Problem(f"{path}: weights is {weights!r}; allowed are auto, imagenet, random or an existing weights file")

@@ -1,0 +1,135 @@
+"""What several tests need: a small clone of the repository, and the real photographs where they are at hand."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+
+# Small enough for seconds, large enough that each stage has something to do.
+TINY = {
+    "sample.images": 160,
+    "resize.size": 72,
+    "resize.chunk": 32,
+    "scratch.filters": [4, 8],
+    "scratch.epochs": 2,
+    **{f"{model}.epochs": 2 for model in ("vgg16", "xception", "mobilenetv2")},
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _python_of_the_tests() -> Iterator[None]:
+    """Stages are started as `python`: it must be the one that runs the tests."""
+    before = os.environ["PATH"]
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{before}"
+    yield
+    os.environ["PATH"] = before
+
+
+class Clone:
+    """A git repository with the working tree's files and tiny parameters, and what is asked of it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def run(self, *command: str, ok: bool = True, **environment: str) -> str:
+        """Run a command in the clone; its output, stderr included. Fails the test unless it ends as `ok` says."""
+        result = subprocess.run(
+            command,
+            cwd=self.path,
+            env={**os.environ, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        assert (result.returncode == 0) == ok, result.stdout
+        return result.stdout
+
+    def set(self, **values: Any) -> None:
+        """Change parameters; `__` stands for the dot."""
+        set_parameters(self.path / "params.yaml", {key.replace("__", "."): value for key, value in values.items()})
+
+    def json(self, name: str) -> Any:
+        """What a JSON file of the clone holds."""
+        return json.loads((self.path / name).read_text(encoding="utf-8"))
+
+
+def set_parameters(path: Path, values: dict[str, Any]) -> None:
+    """Change the parameters named by dotted keys in a params.yaml."""
+    parameters = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for key, value in values.items():
+        *sections, last = key.split(".")
+        section = parameters
+        for name in sections:
+            section = section[name]
+        section[last] = value
+    path.write_text(yaml.safe_dump(parameters, sort_keys=False), encoding="utf-8")
+
+
+def make_clone(path: Path) -> Clone:
+    """Clone the working tree into `path`, without dvc.lock files: nothing counts as done."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).exists() and not name.endswith("dvc.lock"):
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, path / name)
+    set_parameters(path / "params.yaml", TINY)
+    clone = Clone(path)
+    clone.run("git", "init", "-q")
+    clone.run("git", "config", "user.name", "Test")
+    clone.run("git", "config", "user.email", "test@example.org")
+    clone.run("git", "add", "-A")
+    clone.run("git", "commit", "-qm", "Clone")
+    return clone
+
+
+@pytest.fixture()
+def clone(tmp_path: Path) -> Clone:
+    return make_clone(tmp_path / "clone")
+
+
+@pytest.fixture()
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder with tiny parameters, as the current one: for stages that are called in this process."""
+    shutil.copy(ROOT / "params.yaml", tmp_path / "params.yaml")
+    set_parameters(tmp_path / "params.yaml", TINY)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smallest drawn sample."""
+    from stages import sample
+
+    folder = tmp_path_factory.mktemp("drawn")
+    sample.draw(160, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared() -> Callable[[str], Path]:
+    """Real MPII material by its path below the shared folder; the test is skipped where that is absent."""
+
+    def find(name: str) -> Path:
+        if not (SHARED / name).exists():
+            pytest.skip(f"needs real MPII material, which is not beside this clone: {name}")
+        return SHARED / name
+
+    return find
