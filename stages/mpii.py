@@ -19,7 +19,8 @@ from stages.common.progress import progress
 OUT = Path(parameters.MPII)
 # Beside the output, which dvc deletes before each run: a download goes on where it broke off.
 DOWNLOADS = Path("data/raw/mpii.download")
-BLOCK = 1 << 20
+# At most this much is lost when a connection breaks.
+BLOCK = 1 << 16
 TIMEOUT = 60
 TRIES = 5
 # Photographs and MATLAB files are compressed already; an archive that grows more than this is no such thing.

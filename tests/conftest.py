@@ -99,12 +99,12 @@ def make_clone(path: Path) -> Clone:
     return clone
 
 
-@pytest.fixture()
+@pytest.fixture
 def clone(tmp_path: Path) -> Clone:
     return make_clone(tmp_path / "clone")
 
 
-@pytest.fixture()
+@pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder with tiny parameters, as the current one: for stages that are called in this process."""
     shutil.copy(ROOT / "params.yaml", tmp_path / "params.yaml")

@@ -86,14 +86,16 @@ def test_a_misspelt_key_is_reported_rather_than_the_missing_one(tmp_path: Path) 
         parameters.load(written(tmp_path, COMMITTED.replace("epochs: 12", "epohcs: 12", 1)))
 
 
-@pytest.mark.parametrize("text", ["", "[]", "a: [", "a: *b", "model: !!python/name:os.system x", "seed: 1\nseed: 2", "\0"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "a: [", "a: *b", "model: !!python/name:os.system x", "seed: 1\nseed: 2", "\0"]
+)
 def test_what_is_no_mapping_of_plain_values_is_one_problem(tmp_path: Path, text: str) -> None:
     with pytest.raises(Problem, match="params.yaml"):
         parameters.load(written(tmp_path, text))
 
 
 def test_floats_as_dvc_writes_them(tmp_path: Path) -> None:
-    values = parameters.load(written(tmp_path, COMMITTED.replace("learning_rate: 0.001", "learning_rate: 1e-05", 1)))
+    values = parameters.load(written(tmp_path, COMMITTED.replace("learning_rate: 0.002", "learning_rate: 1e-05", 1)))
     assert values.scratch.learning_rate == 1e-05
 
 

@@ -5,10 +5,22 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, WebPImagePlugin
 
 # The formats that photographs come in: Pillow's other decoders are only ways to be attacked.
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "MPO")
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "BMP",
+    "GIF",
+    "PPM",
+    TiffImagePlugin.TiffImageFile.format,
+    WebPImagePlugin.WebPImageFile.format,
+)
+
+
+# The size to which libjpeg may reduce, in multiples of the size wanted. At 1, 480-line photographs are worst: 39 dB.
+LEAST_REDUCED = 1.3
 
 
 class BadImage(Exception):
@@ -18,8 +30,8 @@ class BadImage(Exception):
 def decode(path: Path, size: int) -> np.ndarray:
     """Decode an image upright, as 8-bit RGB, resized to a square by Lanczos.
 
-    JPEGs are decoded at the smallest of libjpeg's scales that is still no smaller than `size`: two to three times
-    as fast as decoding them whole, at 44 dB or more to it.
+    JPEGs are decoded at a scale of libjpeg's that is still larger than `size`: twice as fast as decoding them whole,
+    at 44 dB or more to it.
 
     Args:
         path: a file in one of `FORMATS`, whatever its name says.
@@ -38,14 +50,26 @@ def decode(path: Path, size: int) -> np.ndarray:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.filterwarnings("ignore", module="PIL")
             with Image.open(path, formats=FORMATS) as image:
-                image.draft(None, (size, size))
-                return np.asarray(_rgb(ImageOps.exif_transpose(image)).resize((size, size), Image.Resampling.LANCZOS))
+                box = None
+                if _upright(image):
+                    drafted = image.draft(None, (round(size * LEAST_REDUCED), round(size * LEAST_REDUCED)))
+                    box = drafted[1] if drafted else None
+                else:
+                    image = ImageOps.exif_transpose(image)
+                return np.asarray(_rgb(image).resize((size, size), Image.Resampling.LANCZOS, box=box))
     except BadImage:
         raise
     except OSError as error:
         raise BadImage(error.strerror or str(error).replace(f" {str(path)!r}", "")) from error
     except Exception as error:  # decoders of broken files raise whatever comes to hand
         raise BadImage(f"{type(error).__name__}: {error}") from error
+
+
+def _upright(image: Image.Image) -> bool:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+    except Exception:  # a broken tag is no reason to lose a whole photograph
+        return True
 
 
 def _rgb(image: Image.Image) -> Image.Image:

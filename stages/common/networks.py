@@ -89,7 +89,7 @@ def _calibrate(model: keras.Model, examples: np.ndarray) -> None:
     momenta = [layer.momentum for layer in norms]
     for layer in norms:
         layer.momentum = 0.0
-    model(examples, training=True)
+    model([examples], training=True)
     for layer, momentum in zip(norms, momenta, strict=True):
         layer.momentum = momentum
 
@@ -161,9 +161,7 @@ def scratch(size: int, pool: int, filters: list[int], dropout: float, labels: in
     x = keras.layers.AveragePooling2D(pool, name="shrink")(x)
     for block, width in enumerate(filters, start=1):
         # Strides in place of pooling: a quarter of the work, which is what a CPU notices.
-        x = keras.layers.Conv2D(width, 3, 2, padding="same", use_bias=False, name=f"conv{block}")(
-            x
-        )
+        x = keras.layers.Conv2D(width, 3, 2, padding="same", use_bias=False, name=f"conv{block}")(x)
         x = keras.layers.BatchNormalization(momentum=0.9, name=f"norm{block}")(x)
         x = keras.layers.Activation("relu", name=f"relu{block}")(x)
     x = keras.layers.Dropout(dropout, name="dropout")(keras.layers.Flatten(name="flatten")(x))

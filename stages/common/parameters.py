@@ -147,7 +147,9 @@ def _check_across(parameters: Parameters, path: Path) -> None:
     if parameters.model not in MODELS:
         raise Problem(f"{path}: model is {parameters.model!r}; allowed are {', '.join(MODELS)}")
     if parameters.model == "xception" and parameters.resize.size < XCEPTION_LEAST:
-        raise Problem(f"{path}: resize.size is {parameters.resize.size}; with model=xception it should be {XCEPTION_LEAST} or more")
+        raise Problem(
+            f"{path}: resize.size is {parameters.resize.size}; with model=xception it should be {XCEPTION_LEAST} or more"
+        )
     weights = parameters.weights
     if weights not in ("auto", "imagenet", "random") and not Path(weights).is_file():
         raise Problem(f"{path}: weights is {weights!r}; allowed are auto, imagenet, random or an existing weights file")
