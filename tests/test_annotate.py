@@ -1,0 +1,183 @@
+"""Reading MPII's annotation file, with everything odd in it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import scipy.io
+
+from stages import annotate
+from stages.common import layout
+from stages.common.problem import Problem
+
+EMPTY = np.zeros((0, 0))
+
+
+def struct(**fields: Any) -> dict[str, Any]:
+    return fields
+
+
+def cells(*rows: dict[str, Any]) -> np.ndarray:
+    """A MATLAB struct array, (1, n), of rows with the same fields."""
+    array = np.empty((1, len(rows)), dtype=[(field, object) for field in rows[0]])
+    for number, row in enumerate(rows):
+        array[0, number] = tuple(row.values())
+    return array
+
+
+def image(name: Any, people: Any = EMPTY, **fields: Any) -> dict[str, Any]:
+    return struct(image=struct(name=name), annorect=people, **fields)
+
+
+def act(category: Any, activity: Any, number: Any) -> dict[str, Any]:
+    return struct(cat_name=category, act_name=activity, act_id=number)
+
+
+def save(path: Path, images: list[dict[str, Any]], acts: list[dict[str, Any]]) -> Path:
+    release = struct(annolist=cells(*images), img_train=np.ones((1, len(images))), act=cells(*acts).T, version="12")
+    scipy.io.savemat(path, {"RELEASE": release}, oned_as="row")
+    return path
+
+
+def person(scale: float = 1.0) -> dict[str, Any]:
+    return struct(scale=scale, objpos=struct(x=1.0, y=2.0))
+
+
+def test_odd_entries(tmp_path: Path) -> None:
+    path = save(
+        tmp_path / "a.mat",
+        [
+            image("1.jpg", cells(person(), person()), frame_sec=3.0, vididx=7.0),
+            image("2.jpg", person(), frame_sec=EMPTY, vididx=EMPTY),
+            image("3.jpg", EMPTY, frame_sec=EMPTY, vididx=EMPTY),
+            image("4.jpg", person(), frame_sec=1.0, vididx=np.nan),
+        ],
+        [
+            act("sports", "tennis, hitting balls", 5.0),
+            act(EMPTY, EMPTY, -1.0),
+            act("", "", -1.0),
+            act("self care", EMPTY, 9.0),
+        ],
+    )
+    table = annotate.read(path)
+    assert list(table.columns) == ["image", "category", "activity", "video", "people", "labelled"]
+    assert list(table["image"]) == ["1.jpg", "2.jpg", "3.jpg", "4.jpg"]
+    assert list(table["category"]) == ["sports", "", "", "self care"]
+    assert list(table["activity"]) == ["tennis, hitting balls", "", "", ""]
+    assert list(table["people"]) == [2, 1, 0, 1]
+    assert list(table["labelled"]) == [True, False, False, True]
+    assert list(table["video"].fillna(-1)) == [7, -1, -1, -1]
+
+
+def test_an_act_id_of_minus_one_is_unlabelled_whatever_the_names(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.mat", [image("1.jpg")], [act("sports", "tennis", -1.0)])
+    assert not annotate.read(path)["labelled"].any()
+
+
+def test_a_single_image_collapses_to_a_scalar_and_fields_may_be_absent(tmp_path: Path) -> None:
+    table = annotate.read(save(tmp_path / "a.mat", [image("1.jpg")], [act("sports", "tennis", 1.0)]))
+    assert table.to_numpy().tolist()[0][:3] == ["1.jpg", "sports", "tennis"]
+    assert table["video"].isna().all()
+
+
+def test_names_keep_their_commas_through_the_csv(workspace: Path, drawn: Path) -> None:
+    import pandas as pd
+
+    table = annotate.read(layout.annotation_file(drawn))
+    annotate.write_csv(annotate.OUT, table)
+    again = pd.read_csv(annotate.OUT, keep_default_na=False)
+    assert list(again["activity"]) == list(table["activity"])
+    assert again["activity"].str.contains(",").any()
+
+
+def test_missing_and_repeated_images_are_counted_and_left_out(tmp_path: Path) -> None:
+    names = ["1.jpg", "2.jpg", "1.jpg", "3.jpg"]
+    path = save(tmp_path / "a.mat", [image(name) for name in names], [act("sports", "tennis", 1.0)] * 4)
+    (tmp_path / "1.jpg").touch()
+    (tmp_path / "3.jpg").touch()
+    listed = annotate.read(path)
+    kept = annotate.present(listed, tmp_path)
+    assert list(kept["image"]) == ["1.jpg", "3.jpg"]
+    counts = annotate.counts(listed, kept)
+    assert (counts["images"], counts["missing_images"], counts["repeated_images"]) == (2, 1, 1)
+
+
+def test_no_image_at_all_is_a_problem(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.mat", [image("1.jpg")], [act("sports", "tennis", 1.0)])
+    with pytest.raises(Problem, match="holds none of the 1 images .* expected e.g. 1.jpg"):
+        annotate.present(annotate.read(path), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../1.jpg", "/etc/passwd", "a/../../b.jpg", "", EMPTY])
+def test_a_name_that_leaves_the_folder_is_refused(tmp_path: Path, name: Any) -> None:
+    with pytest.raises(Problem, match="leaves the images' folder"):
+        annotate.read(save(tmp_path / "a.mat", [image(name)], [act("sports", "tennis", 1.0)]))
+
+
+def test_other_structs_are_one_problem(tmp_path: Path) -> None:
+    scipy.io.savemat(tmp_path / "other.mat", {"DATA": np.ones(3)})
+    with pytest.raises(Problem, match="expected MPII's struct RELEASE"):
+        annotate.read(tmp_path / "other.mat")
+    scipy.io.savemat(tmp_path / "half.mat", {"RELEASE": struct(annolist=cells(image("1.jpg")))})
+    with pytest.raises(Problem, match="a RELEASE without act"):
+        annotate.read(tmp_path / "half.mat")
+    with pytest.raises(Problem, match="2 images in annolist and 1 in act"):
+        annotate.read(save(tmp_path / "a.mat", [image("1.jpg"), image("2.jpg")], [act("sports", "tennis", 1.0)]))
+
+
+def test_broken_files_are_one_problem(tmp_path: Path, drawn: Path) -> None:
+    whole = layout.annotation_file(drawn).read_bytes()
+    path = tmp_path / "broken.mat"
+    for content in (b"", b"MATLAB", whole[:200], whole[: len(whole) // 2], whole[:-40], b"\x80\x04N." * 99):
+        path.write_bytes(content)
+        with pytest.raises(Problem, match=r"broken.mat: (not a MATLAB 5 file|broken or truncated)"):
+            annotate.read(path)
+    with pytest.raises(Problem, match="No such file"):
+        annotate.read(tmp_path / "absent.mat")
+
+
+def test_matlab_7_3_says_how_to_mend_it(tmp_path: Path) -> None:
+    path = tmp_path / "new.mat"
+    with h5py.File(path, "w", userblock_size=512) as file:
+        file["RELEASE"] = 1
+    with path.open("r+b") as file:
+        file.write(b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM")
+    with pytest.raises(Problem, match="MATLAB 7.3 .* -v7"):
+        annotate.read(path)
+
+
+def test_the_layout_is_found_below_and_never_guessed(tmp_path: Path) -> None:
+    with pytest.raises(Problem, match="no folder"):
+        layout.annotation_file(tmp_path / "absent")
+    with pytest.raises(Problem, match=f"holds no {layout.ANNOTATIONS}"):
+        layout.annotation_file(tmp_path)
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / layout.ANNOTATIONS).touch()
+    assert layout.annotation_file(tmp_path) == tmp_path / "below" / layout.ANNOTATIONS
+    (tmp_path / layout.ANNOTATIONS).touch()
+    with pytest.raises(Problem, match="more than once"):
+        layout.annotation_file(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_full_file(shared: Callable[[str], Path]) -> None:
+    table = annotate.read(shared("mpii/full/mpii_human_pose_v1_u12_1.mat"))
+    assert len(table) == table["image"].nunique() == 24_987
+    labelled = table[table["labelled"]]
+    counts = labelled["category"].value_counts()
+    assert len(labelled) == 16_646
+    assert len(counts) == 20
+    assert counts["sports"] == 3593
+    assert counts["volunteer activities"] == 46
+    assert labelled["video"].notna().all()
+
+
+def test_the_real_photographs(shared: Callable[[str], Path]) -> None:
+    folder = shared("mpii/actions10")
+    listed = annotate.read(layout.annotation_file(folder))
+    counts = annotate.counts(listed, annotate.present(listed, layout.images_folder(folder)))
+    assert (counts["images"], counts["labelled"], counts["unlabelled"]) == (985, 639, 346)
+    assert (counts["categories"], counts["activities"], counts["missing_images"]) == (1, 13, 0)

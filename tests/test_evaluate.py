@@ -1,0 +1,84 @@
+"""Scores against hand-made cases, the training figures, and the labels that must agree."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stages import evaluate, report
+from stages.common import chunks, networks, saving
+from stages.common.backend import keras
+from stages.common.problem import Problem
+
+
+def test_scores_of_a_hand_made_case() -> None:
+    truth = ["a"] * 6 + ["b"] * 3 + ["c"]
+    predicted = ["a"] * 5 + ["b"] + ["b"] * 2 + ["a"] + ["d"]
+    scores = evaluate.score(pd.DataFrame({"label": truth, "prediction": predicted}))
+    a, b, c = 10 / 12, 4 / 6, 0.0
+    assert scores["macro_f1"] == pytest.approx((a + b + c) / 3, abs=1e-6)
+    assert scores["weighted_f1"] == pytest.approx((6 * a + 3 * b + 1 * c) / 10, abs=1e-6)
+    assert scores["accuracy"] == 0.7
+    assert scores["test_images"] == 10
+
+
+def test_the_report_has_every_label_by_support() -> None:
+    table = evaluate.report(pd.DataFrame({"label": ["a", "b", "b"], "prediction": ["b", "b", "b"]}), ["a", "b", "c"])
+    assert list(table["label"]) == ["b", "a", "c"]
+    assert list(table["support"]) == [2, 1, 0]
+    assert table.loc[table["label"] == "b", ["precision", "recall", "f1"]].to_numpy().tolist() == [
+        [pytest.approx(2 / 3, abs=1e-6), 1.0, pytest.approx(0.8)]
+    ]
+
+
+@pytest.fixture
+def evaluated(workspace: Path) -> Path:
+    """A model and six test images of two labels, as the stages leave them."""
+    keras.utils.set_random_seed(1)
+    logits = networks.scratch(72, 2, [4], 0.0, 2)
+    model = keras.Model(logits.input, keras.layers.Softmax()(logits.output))
+    saving.save(model, Path("models/scratch/model.keras"), ["a", "b, c"])
+    names = [f"{number}.jpg" for number in range(6)]
+    pixels = np.random.default_rng(0).integers(0, 255, (6, 72, 72, 3), dtype=np.uint8)
+    chunks.write(Path("data/resized/00000.h5"), names, {"pixels": pixels})
+    table = pd.DataFrame({"image": names, "part": "test", "label": ["a", "b, c"] * 3, "video": "1"})
+    table.to_csv("data/split.csv", index=False)
+    return workspace
+
+
+def test_evaluate_writes_what_follows_from_the_saved_predictions(evaluated: Path) -> None:
+    evaluate.main()
+    predictions = pd.read_csv(evaluate.PREDICTIONS)
+    assert list(predictions.columns) == ["image", "video", "label", "prediction", "probability", "a", "b, c"]
+    assert len(predictions) == 6
+    np.testing.assert_allclose(predictions[["a", "b, c"]].sum(axis=1), 1, atol=1e-5)
+    assert (predictions[["a", "b, c"]].idxmax(axis=1) == predictions["prediction"]).all()
+    metrics = json.loads(evaluate.METRICS.read_text())
+    assert list(metrics) == ["model", "macro_f1", "weighted_f1", "accuracy", "test_images"]
+    assert metrics == {"model": "scratch", **evaluate.score(predictions)}
+    assert list(pd.read_csv(evaluate.LABELS).columns) == ["label", "precision", "recall", "f1", "support"]
+    assert pd.read_csv(evaluate.CONFUSION).equals(predictions[["label", "prediction"]])
+
+
+def test_other_labels_than_the_models_are_refused(evaluated: Path) -> None:
+    split = Path("data/split.csv")
+    split.write_text(split.read_text().replace(",a,", ",z,"))
+    with pytest.raises(Problem, match=r"has other labels than data/split.csv \(2 and 2; different: a, z\)"):
+        evaluate.main()
+    assert not evaluate.METRICS.exists()
+
+
+def test_training_figures_count_the_backbones_pass() -> None:
+    train = {"seconds": 20.0, "epochs": 4, "images": 400, "parameters": 9, "device": "CPU"}
+    assert report.training("vgg16", train, {"seconds": 100.0}) == {
+        "model": "vgg16",
+        "seconds": 120.0,
+        "seconds_per_epoch": 5.0,
+        "epochs": 4,
+        "images_per_second": 20.0,
+        "parameters": 9,
+        "device": "CPU",
+    }
+    assert report.training("scratch", train, {})["seconds"] == 20.0

@@ -1,0 +1,336 @@
+"""Networks, losses, batches, saving and training: small, but the real Keras."""
+
+import hashlib
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import f1_score
+
+from stages import features, train
+from stages.common import chunks, networks, saving
+from stages.common.backend import device, keras
+from stages.common.batches import Batches, Part, Shuffle, augment
+from stages.common.chunks import Rows
+from stages.common.fitting import Log
+from stages.common.imbalance import class_weights, make_loss
+from stages.common.parameters import Pretrained, Scratch
+from stages.common.problem import Problem
+from stages.common.scores import f1
+
+EXAMPLES = np.random.default_rng(0).integers(0, 255, (8, 72, 72, 3), dtype=np.uint8)
+PREPROCESSING = {
+    "vgg16": keras.applications.vgg16.preprocess_input,
+    "xception": keras.applications.xception.preprocess_input,
+    "mobilenetv2": keras.applications.mobilenet_v2.preprocess_input,
+}
+
+
+@pytest.fixture(scope="session")
+def backbones() -> dict[str, keras.Model]:
+    return {name: networks.backbone(name, 72, "random", EXAMPLES) for name in networks.BACKBONES}
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> tuple[Path, pd.DataFrame]:
+    """Chunks of 48 images of three labels that differ in colour, and their split, as the stages write them."""
+    generator = np.random.default_rng(1)
+    pixels = generator.integers(0, 60, (48, 32, 32, 3), dtype=np.uint8)
+    numbers = np.arange(48) % 3
+    pixels[np.arange(48), :, :, numbers] += 120
+    names = [f"{number}.jpg" for number in range(48)]
+    folder = tmp_path / "resized"
+    folder.mkdir()
+    for start in (0, 24):
+        chunks.write(folder / f"{start:05d}.h5", names[start : start + 24], {"pixels": pixels[start : start + 24]})
+    parts = ["train"] * 24 + ["validation"] * 12 + ["test"] * 12
+    split = pd.DataFrame({"image": names, "part": parts, "label": np.array(["a", "b", "c"])[numbers], "video": ""})
+    return folder, split
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", networks.BACKBONES)
+def test_a_backbone_is_flat_frozen_and_preprocesses_as_its_authors_did(
+    backbones: dict[str, keras.Model], name: str
+) -> None:
+    model = backbones[name]
+    assert model.input.dtype == "uint8"
+    assert not model.trainable_weights
+    assert not any(isinstance(layer, keras.Model) for layer in model.layers)
+    scaled = keras.Model(model.input, model.get_layer("scale").output).predict_on_batch(EXAMPLES)
+    np.testing.assert_allclose(scaled, PREPROCESSING[name](EXAMPLES.astype("float32")), atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", networks.BACKBONES)
+def test_random_weights_keep_the_signal_alive_and_are_always_the_same(
+    backbones: dict[str, keras.Model], name: str
+) -> None:
+    maps = backbones[name].predict_on_batch(EXAMPLES)
+    assert 1e-2 < maps.std() < 1e2
+    again = networks.backbone(name, 72, "random", EXAMPLES)
+    for first, second in zip(backbones[name].get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.slow
+def test_a_weights_file_is_loaded_and_another_networks_is_refused(
+    backbones: dict[str, keras.Model], tmp_path: Path
+) -> None:
+    source = backbones["mobilenetv2"]
+    source.save_weights(tmp_path / "mobilenetv2.weights.h5")
+    loaded = networks.backbone("mobilenetv2", 72, str(tmp_path / "mobilenetv2.weights.h5"), EXAMPLES)
+    np.testing.assert_array_equal(loaded.predict_on_batch(EXAMPLES), source.predict_on_batch(EXAMPLES))
+    (tmp_path / "nonsense.weights.h5").write_bytes(b"no HDF5")
+    for other in ("mobilenetv2.weights.h5", "nonsense.weights.h5"):
+        with pytest.raises(Problem, match=rf"weights: .*{other} is not a weights file of vgg16"):
+            networks.backbone("vgg16", 72, str(tmp_path / other), EXAMPLES)
+
+
+@pytest.mark.slow
+def test_imagenet_weights_that_cannot_be_had_say_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**options: Any) -> keras.Model:
+        raise OSError("URL fetch failure")
+
+    family = networks.BACKBONES["vgg16"]._replace(build=fail)
+    monkeypatch.setitem(networks.BACKBONES, "vgg16", family)
+    with pytest.raises(Problem, match="ImageNet weights of vgg16 can't be loaded .* set weights to random or"):
+        networks.backbone("vgg16", 72, "imagenet", EXAMPLES)
+
+
+def test_auto_weights_follow_from_the_data_alone() -> None:
+    assert features.resolve("auto", drawn=True) == "random"
+    assert features.resolve("auto", drawn=False) == "imagenet"
+    assert features.resolve("imagenet", drawn=True) == "imagenet"
+    assert features.resolve("x.h5", drawn=True) == "x.h5"
+
+
+def test_unfreezing_spares_normalisation(backbones: dict[str, keras.Model]) -> None:
+    model = networks.backbone("mobilenetv2", 72, "random", EXAMPLES)
+    networks.unfreeze(model, 6)
+    free = [layer for layer in model.layers if layer.trainable_weights]
+    assert 0 < len(free) < 6
+    assert not any(isinstance(layer, keras.layers.BatchNormalization) for layer in free)
+    assert free[-1].name == "Conv_1"
+
+
+@pytest.mark.parametrize(("filters", "pool"), [([4], 1), ([4, 8, 16], 2), ([8, 4, 4, 4], 4)])
+def test_scratch_networks_of_any_depth_and_width(filters: list[int], pool: int) -> None:
+    model = networks.scratch(72, pool, filters, 0.1, 5)
+    assert model.output.shape == (None, 5)
+    assert [layer.filters for layer in model.layers if isinstance(layer, keras.layers.Conv2D)] == filters
+
+
+def numpy_losses(imbalance: str, counts: np.ndarray, labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """The published formulas, written out once more."""
+
+    def cross_entropy(z: np.ndarray) -> np.ndarray:
+        return np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(z)), labels]
+
+    weights = counts.sum() / (len(counts) * counts)
+    plain = cross_entropy(logits)
+    return {
+        "none": plain,
+        "class_weight": weights[labels] * plain,
+        "focal": weights[labels] * (1 - np.exp(-plain)) ** 2 * plain,
+        "logit_adjustment": cross_entropy(logits + np.log(counts / counts.sum())),
+    }[imbalance]
+
+
+@pytest.mark.parametrize("imbalance", ["none", "class_weight", "focal", "logit_adjustment"])
+def test_losses_are_the_published_ones(imbalance: str) -> None:
+    generator = np.random.default_rng(2)
+    counts = np.array([80, 15, 5])
+    logits = generator.normal(0, 2, (20, 3)).astype(np.float32)
+    labels = generator.integers(0, 3, 20)
+    losses = make_loss(imbalance, counts)(keras.ops.array(np.eye(3, dtype=np.float32)[labels]), keras.ops.array(logits))
+    expected = numpy_losses(imbalance, counts, labels, logits)
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(losses), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_class_weights_average_to_one_and_bear_a_label_without_images() -> None:
+    counts = np.array([6, 2, 0])
+    weights = class_weights(counts)
+    assert (weights * counts).sum() == pytest.approx(counts.sum())
+    assert weights[2] == 0
+    for imbalance in ("class_weight", "logit_adjustment"):
+        value = make_loss(imbalance, counts)(keras.ops.eye(3), keras.ops.ones((3, 3)))
+        assert np.isfinite(keras.ops.convert_to_numpy(value)).all()
+
+
+def test_f1_is_the_mean_over_the_labels_that_occur() -> None:
+    truth, predictions = ["a", "a", "b", "b"], ["a", "c", "b", "b"]
+    assert f1(truth, predictions, "macro") == pytest.approx((2 / 3 + 1) / 2)
+    assert f1(truth, predictions, "macro") > f1_score(truth, predictions, average="macro", zero_division=0)
+    assert f1(["a", "b"], ["a", "a"], "macro") == pytest.approx((2 / 3 + 0) / 2)
+
+
+def test_batches_are_a_function_of_seed_and_epoch(pictures: tuple[Path, pd.DataFrame]) -> None:
+    folder, _ = pictures
+    rows = Rows(folder, "pixels")
+    part = Part([f"{number}.jpg" for number in range(40)], np.arange(40) % 3)
+
+    def epoch(seed: int, number: int) -> np.ndarray:
+        batches = Batches(rows, part, 3, 16, Shuffle(seed, number, augment=True))
+        return np.concatenate([batches[index][0] for index in reversed(range(len(batches)))])
+
+    np.testing.assert_array_equal(epoch(1, 0), epoch(1, 0))
+    assert (epoch(1, 0) != epoch(1, 1)).any()
+    assert (epoch(1, 0) != epoch(2, 0)).any()
+    plain = Batches(rows, part, 3, 16)
+    assert [len(plain[index][0]) for index in range(len(plain))] == [16, 16, 8]
+    np.testing.assert_array_equal(plain[2][1].argmax(axis=1), part.labels[32:])
+
+
+def test_augmentation_keeps_shape_and_kind() -> None:
+    seen = {augment(EXAMPLES[0], np.random.default_rng(number)).tobytes() for number in range(20)}
+    assert len(seen) == 20
+    image = augment(EXAMPLES[0], np.random.default_rng(0))
+    assert image.shape == EXAMPLES[0].shape
+    assert image.dtype == np.uint8
+
+
+def test_a_model_is_saved_in_the_same_bytes_with_its_labels(tmp_path: Path) -> None:
+    keras.utils.set_random_seed(3)
+    model = networks.scratch(32, 2, [4], 0.2, 2)
+    for name in ("a.keras", "b.keras"):
+        saving.save(model, tmp_path / name, ["ü, 1", "2"])
+    digests = {hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in ("a.keras", "b.keras")}
+    assert len(digests) == 1
+    loaded, labels = saving.load(tmp_path / "a.keras")
+    assert labels == ["ü, 1", "2"]
+    images = EXAMPLES[:, :32, :32]
+    np.testing.assert_array_equal(loaded.predict_on_batch(images), model.predict_on_batch(images))
+
+
+def test_what_is_no_safe_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Problem, match="no such model"):
+        saving.load(tmp_path / "absent.keras")
+    (tmp_path / "broken.keras").write_bytes(b"PK broken")
+    with pytest.raises(Problem, match="not a model of this project"):
+        saving.load(tmp_path / "broken.keras")
+    inputs = keras.Input((2,))
+    keras.Model(inputs, keras.layers.Lambda(lambda x: x)(inputs)).save(tmp_path / "lambda.keras")
+    with zipfile.ZipFile(tmp_path / "lambda.keras", "a") as archive:
+        archive.writestr(saving.LABELS, '["a", "b"]')
+    with pytest.raises(Problem, match="not a model that is safe to load"):
+        saving.load(tmp_path / "lambda.keras")
+
+
+def scratch_section(**changes: Any) -> Scratch:
+    values = {
+        "filters": [8, 8],
+        "pool": 1,
+        "dropout": 0.2,
+        "batch_size": 8,
+        "learning_rate": 0.01,
+        "epochs": 8,
+        "patience": 8,
+        "imbalance": "none",
+        "augment": True,
+    }
+    return Scratch.model_validate(values | changes)
+
+
+def train_scratch(pictures: tuple[Path, pd.DataFrame], monkeypatch: pytest.MonkeyPatch, section: Scratch) -> Any:
+    folder, split = pictures
+    monkeypatch.setattr(train, "RESIZED", folder)
+    log = Log("train-scratch")
+    return *train.train_scratch(section, 5, split, log), log
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("imbalance", ["none", "class_weight", "focal", "logit_adjustment"])
+def test_scratch_learns_and_keeps_its_best_epoch(
+    pictures: tuple[Path, pd.DataFrame], monkeypatch: pytest.MonkeyPatch, imbalance: str
+) -> None:
+    model, labels, best, log = train_scratch(pictures, monkeypatch, scratch_section(imbalance=imbalance))
+    assert labels == ["a", "b", "c"]
+    assert best == max(row["validation_macro_f1"] for row in log.epochs) > 0.6
+    folder, split = pictures
+    validation = split[split["part"] == "validation"]
+    predictions = model.predict(Rows(folder, "pixels").read(list(validation["image"])), verbose=0).argmax(axis=1)
+    assert f1(validation["label"], np.array(labels)[predictions], "macro") == pytest.approx(best)
+
+
+@pytest.mark.slow
+def test_the_same_seed_trains_the_same_weights(
+    pictures: tuple[Path, pd.DataFrame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (train_scratch(pictures, monkeypatch, scratch_section(epochs=2))[0].get_weights() for _ in range(2))
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.slow
+def test_training_stops_when_nothing_gets_better(
+    pictures: tuple[Path, pd.DataFrame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = scratch_section(learning_rate=1e-12, epochs=9, patience=2, augment=False)
+    assert len(train_scratch(pictures, monkeypatch, section)[3].epochs) < 9
+
+
+@pytest.mark.slow
+def test_an_infinite_loss_is_one_problem(pictures: tuple[Path, pd.DataFrame], monkeypatch: pytest.MonkeyPatch) -> None:
+    original = networks.scratch
+
+    def exploding(*args: Any) -> keras.Model:
+        model = original(*args)
+        model.layers[-1].kernel.assign(model.layers[-1].kernel * float("inf"))
+        return model
+
+    monkeypatch.setattr(networks, "scratch", exploding)
+    with pytest.raises(Problem, match="loss of epoch 1 is not finite; nothing is saved"):
+        train_scratch(pictures, monkeypatch, scratch_section())
+
+
+def test_a_part_whose_images_all_failed_is_one_problem(
+    pictures: tuple[Path, pd.DataFrame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, split = pictures
+    split.loc[split["part"] == "validation", "image"] += ".bad"
+    with pytest.raises(Problem, match="no validation image that could be decoded"):
+        train_scratch((folder, split), monkeypatch, scratch_section())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["softmax", "conv"])
+def test_heads_learn_on_features_and_fine_tuning_does_not_lose_it(
+    pictures: tuple[Path, pd.DataFrame], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: str
+) -> None:
+    folder, split = pictures
+    out = tmp_path / "features"
+    out.mkdir()
+    model = networks.backbone("mobilenetv2", 32, "random", chunks.read(chunks.paths(folder)[0], "pixels")[1])
+    assert features.extract(model, folder, out, "features-mobilenetv2") == 48
+    saving.save(model, out / "backbone.keras", [])
+    section = Pretrained(
+        head=head,  # type: ignore[arg-type]
+        dropout=0.1,
+        batch_size=8,
+        learning_rate=0.01,
+        epochs=6,
+        patience=6,
+        imbalance="class_weight",
+        fine_tune_epochs=2,
+        fine_tune_layers=4,
+        fine_tune_learning_rate=1e-4,
+    )
+    monkeypatch.setattr(train, "RESIZED", folder)
+    log = Log("train-mobilenetv2")
+    trained, labels, best = train.train_pretrained(section, 5, split, out, log)
+    assert [row["phase"] for row in log.epochs].count("fine-tuning") == 2
+    assert [row["epoch"] for row in log.epochs] == list(range(1, len(log.epochs) + 1))
+    heads = [row["validation_macro_f1"] for row in log.epochs if row["phase"] == "head"]
+    assert best >= max(heads) > 0.5
+    validation = split[split["part"] == "validation"]
+    predictions = trained.predict(Rows(folder, "pixels").read(list(validation["image"])), verbose=0).argmax(axis=1)
+    assert f1(validation["label"], np.array(labels)[predictions], "macro") == pytest.approx(best)
+    assert not any(isinstance(layer, keras.Model) for layer in trained.layers)
+
+
+def test_the_device_is_named() -> None:
+    assert f"Keras {keras.version()} on {keras.backend.backend()}" in device()

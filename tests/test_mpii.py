@@ -1,0 +1,250 @@
+"""The download, against a real server on loopback that breaks off, knows no ranges, or serves what it should not."""
+
+import hashlib
+import io
+import shutil
+import tarfile
+import threading
+import zipfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from stages import annotate, mpii
+from stages.common import layout
+from stages.common.parameters import Mpii
+from stages.common.problem import Problem
+
+
+class Server(ThreadingHTTPServer):
+    """Serves `files`; `cut` bytes at most of each answer while `cuts` lasts; with or without ranges."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files: dict[str, bytes] = {}
+        self.ranges = True
+        self.cuts = 0
+        self.cut = 0
+        self.asked: list[tuple[str, str | None]] = []
+        self.status = 200
+
+    def url(self, name: str) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/{name}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        content = self.server.files.get(self.path.strip("/"))
+        wanted = self.headers.get("Range")
+        self.server.asked.append((self.path.strip("/"), wanted))
+        if content is None or self.server.status != 200:
+            self.send_error(404 if content is None else self.server.status)
+            return
+        start = 0
+        if wanted and self.server.ranges:
+            start = int(wanted.removeprefix("bytes=").rstrip("-"))
+            if start >= len(content):
+                self.send_response(416)
+                self.send_header("Content-Range", f"bytes */{len(content)}")
+                self.end_headers()
+                return
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        else:
+            self.send_response(200)
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        body = content[start:]
+        if self.server.cuts:
+            self.server.cuts -= 1
+            body = body[: self.server.cut]
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mpii.time, "sleep", lambda seconds: None)
+
+
+@pytest.fixture
+def section(server: Server, drawn: Path) -> Mpii:
+    """The drawn sample as MPII's two archives on the server."""
+    images, annotations = io.BytesIO(), io.BytesIO()
+    with tarfile.open(fileobj=images, mode="w:gz") as tar:
+        tar.add(drawn / "images", "images")
+    with zipfile.ZipFile(annotations, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(layout.annotation_file(drawn), f"mpii_human_pose_v1_u12_2/{layout.ANNOTATIONS}")
+        archive.writestr("mpii_human_pose_v1_u12_2/README.md", "MPII")
+    return serve(server, images.getvalue(), annotations.getvalue())
+
+
+def serve(server: Server, images: bytes, annotations: bytes) -> Mpii:
+    server.files |= {"v1.tar.gz": images, "v1.zip": annotations}
+    md5 = hashlib.md5(images, usedforsecurity=False).hexdigest()
+    return Mpii(images_url=server.url("v1.tar.gz"), images_md5=md5, annotations_url=server.url("v1.zip"))
+
+
+def fetch(section: Mpii, folder: Path) -> Path:
+    mpii.fetch(section, folder / "download", folder / "mpii")
+    return folder / "mpii"
+
+
+def ranges(server: Server, name: str) -> list[str | None]:
+    return [wanted for asked, wanted in server.asked if asked == name]
+
+
+def resumed_at(wanted: str | None) -> int:
+    assert wanted is not None
+    return int(wanted.removeprefix("bytes=").rstrip("-"))
+
+
+def test_mpiis_layout_arrives(section: Mpii, tmp_path: Path, drawn: Path) -> None:
+    out = fetch(section, tmp_path)
+    assert len(annotate.present(annotate.read(layout.annotation_file(out)), layout.images_folder(out))) == 160
+    for path in (drawn / "images").iterdir():
+        assert (out / "images" / path.name).read_bytes() == path.read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["mpii"]
+
+
+@pytest.mark.usefixtures("no_pause")
+def test_a_cut_connection_goes_on_where_it_broke_off(section: Mpii, server: Server, tmp_path: Path) -> None:
+    server.cuts, server.cut = 4, 300_000
+    out = fetch(section, tmp_path)
+    assert (out / "images").is_dir()
+    assert len(ranges(server, "v1.tar.gz")) >= 2
+    assert resumed_at(ranges(server, "v1.tar.gz")[1]) > 300_000 - mpii.BLOCK
+
+
+@pytest.mark.usefixtures("no_pause")
+def test_a_server_without_ranges_sends_all_of_it_again(section: Mpii, server: Server, tmp_path: Path) -> None:
+    server.ranges, server.cuts, server.cut = False, 2, 100_000
+    assert (fetch(section, tmp_path) / "images").is_dir()
+
+
+@pytest.mark.usefixtures("no_pause")
+def test_another_run_goes_on_after_one_that_gave_up(section: Mpii, server: Server, tmp_path: Path) -> None:
+    mpii.download(section.annotations_url, tmp_path / "download/v1.zip")
+    server.cuts, server.cut = 1, 250_000
+    with pytest.raises(mpii.requests.RequestException):
+        mpii._fetch(section.images_url, tmp_path / "download/v1.tar.gz.part")
+    server.asked.clear()
+    fetch(section, tmp_path)
+    assert ranges(server, "v1.zip") == []
+    (wanted,) = ranges(server, "v1.tar.gz")
+    assert 250_000 - mpii.BLOCK < resumed_at(wanted) <= 250_000
+
+
+@pytest.mark.usefixtures("no_pause")
+def test_a_download_that_was_whole_already_is_not_fetched_again(section: Mpii, server: Server, tmp_path: Path) -> None:
+    (tmp_path / "download").mkdir()
+    (tmp_path / "download/v1.tar.gz.part").write_bytes(server.files["v1.tar.gz"])
+    assert (fetch(section, tmp_path) / "images").is_dir()
+
+
+@pytest.mark.usefixtures("no_pause")
+@pytest.mark.parametrize("status", [404, 503])
+def test_a_server_that_refuses_is_one_problem(section: Mpii, server: Server, tmp_path: Path, status: int) -> None:
+    server.status = status
+    if status == 404:
+        server.files.clear()
+    with pytest.raises(Problem, match=f"v1.zip: the server answers {status}"):
+        fetch(section, tmp_path)
+    assert len(server.asked) == (1 if status == 404 else mpii.TRIES)
+
+
+@pytest.mark.usefixtures("no_pause")
+def test_a_server_that_is_not_there_is_one_problem(tmp_path: Path) -> None:
+    with pytest.raises(Problem, match="no answer or a broken connection"):
+        mpii.download("http://127.0.0.1:9/x.zip", tmp_path / "x.zip")
+
+
+def test_another_md5_is_refused_and_the_archive_deleted(section: Mpii, tmp_path: Path) -> None:
+    with pytest.raises(Problem, match=r"md5 \w+, expected 0+ "):
+        fetch(section.model_copy(update={"images_md5": "0" * 32}), tmp_path)
+    assert not (tmp_path / "mpii").exists()
+    assert not (tmp_path / "download/v1.tar.gz").exists()
+
+
+def test_too_small_a_disk_is_noticed_before_the_download(
+    section: Mpii, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(mpii.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(Problem, match="0.0 GB free, .* GB needed to download"):
+        fetch(section, tmp_path)
+    assert not list((tmp_path / "download").iterdir())
+
+
+def tar(*members: tarfile.TarInfo) -> bytes:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz") as archive:
+        for member in members:
+            archive.addfile(member, io.BytesIO(b"\0" * member.size))
+    return content.getvalue()
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "", size: int = 0) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname, info.size = kind, link, size
+    return info
+
+
+@pytest.mark.parametrize(
+    ("archive", "message"),
+    [
+        (tar(member("../outside.jpg")), "leaves the folder"),
+        (tar(member("/tmp/outside.jpg")), "leaves the folder"),  # noqa: S108
+        (tar(member("images/link.jpg", tarfile.SYMTYPE, "/etc/passwd")), "is a link"),
+        (tar(member("images/hard.jpg", tarfile.LNKTYPE, "../../outside")), "is a link"),
+        (tar(member("images/device", tarfile.CHRTYPE)), "a device"),
+        (tar(member("images/bomb.jpg", size=5_000_000)), "expands to more than"),
+        (b"\x1f\x8b broken", "not a whole .tar.gz"),
+        (tar(member("images/a.jpg", size=9))[:-20], "not a whole .tar.gz"),
+        (tar(member("photos/a.jpg")), "holds no images/"),
+    ],
+)
+def test_an_unsafe_or_broken_archive_is_refused(
+    section: Mpii, server: Server, tmp_path: Path, archive: bytes, message: str
+) -> None:
+    hostile = serve(server, archive, server.files["v1.zip"])
+    with pytest.raises(Problem, match=message):
+        fetch(hostile, tmp_path / "deep/er")
+    assert not (tmp_path / "deep/er/mpii").exists()
+    assert {path.name for path in tmp_path.rglob("*")} <= {"deep", "er", "download", "v1.zip", "v1.tar.gz"}
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["../a.mat"], "leaves the folder"),
+        (["readme"], "holds 0 files"),
+        (["a/" + layout.ANNOTATIONS, "b/" + layout.ANNOTATIONS], "holds 2"),
+    ],
+)
+def test_an_unsafe_or_other_zip_is_refused(
+    section: Mpii, server: Server, tmp_path: Path, names: list[str], message: str
+) -> None:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name in names:
+            archive.writestr(name, "x")
+    with pytest.raises(Problem, match=message):
+        fetch(serve(server, server.files["v1.tar.gz"], content.getvalue()), tmp_path)
+    assert not (tmp_path / "mpii").exists()

@@ -1,0 +1,138 @@
+"""The split: no video in two parts, every label that can be in each part is."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stages import split
+from stages.common.parameters import Split
+from stages.common.problem import Problem
+
+SECTION = Split(seed=1, group="video", validation=0.15, test=0.15)
+
+
+def table(rows: list[tuple[str, int | None]]) -> pd.DataFrame:
+    """Annotations of (category, video) pairs; an empty category is unlabelled."""
+    return pd.DataFrame(
+        {
+            "image": [f"{number}.jpg" for number in range(len(rows))],
+            "category": [label for label, _ in rows],
+            "activity": [label for label, _ in rows],
+            "video": pd.array([video for _, video in rows], dtype="Int64"),
+            "people": 1,
+            "labelled": [bool(label) for label, _ in rows],
+        }
+    )
+
+
+images = st.tuples(st.sampled_from(["", "a", "b", "c", "d"]), st.one_of(st.none(), st.integers(0, 12)))
+sections = st.builds(
+    Split,
+    seed=st.integers(0, 2**32 - 1),
+    group=st.just("video"),
+    validation=st.floats(0.01, 0.45),
+    test=st.floats(0.01, 0.45),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(images, max_size=60), sections)
+def test_no_video_in_two_parts_and_no_image_lost(rows: list[tuple[str, int | None]], section: Split) -> None:
+    annotations = table(rows)
+    try:
+        result, few = split.split(annotations, "category", section)
+    except Problem:
+        return
+    assert list(result["image"]) == list(annotations["image"])
+    labelled = result[result["part"] != "unlabelled"]
+    assert set(result.index) - set(labelled.index) == {number for number, (label, _) in enumerate(rows) if not label}
+    assert (labelled.dropna(subset="video").groupby("video")["part"].nunique() == 1).all()
+    parts = labelled.groupby("label")["part"].agg(set)
+    for label, found in parts.items():
+        assert found == ({"train"} if label in few else {"train", "validation", "test"})
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(1, 9)), min_size=1, max_size=40), st.integers(0, 99))
+def test_a_label_is_in_train_alone_only_with_fewer_than_three_videos(videos: list[tuple[str, int]], seed: int) -> None:
+    groups = [Counter({label: frames}) for label, frames in videos]
+    _, few = split.assign(groups, (0.7, 0.15, 0.15), seed)
+    counts = Counter(label for label, _ in videos)
+    assert few == sorted(label for label in counts if counts[label] < 3)
+
+
+def test_a_video_that_a_rare_label_holds_in_train_makes_others_rare() -> None:
+    # "b" has two videos, so both are in train; of the three of "a" only one is left then.
+    groups = [Counter({"a": 1, "b": 1}), Counter({"a": 1, "b": 1}), Counter({"a": 1}), *[Counter({"c": 1})] * 3]
+    parts, few = split.assign(groups, (0.7, 0.15, 0.15), 0)
+    assert few == ["a", "b"]
+    assert parts[:3] == [0, 0, 0]
+
+
+def test_fractions_are_kept_for_each_label() -> None:
+    rows = [
+        (label, 1000 * number + video) for number, label in enumerate("abc") for video in range(60) for _ in range(3)
+    ]
+    result, few = split.split(table(rows), "category", SECTION)
+    shares = pd.crosstab(result["label"], result["part"], normalize="index")
+    assert not few
+    np.testing.assert_allclose(shares["test"], 0.15, atol=0.02)
+    np.testing.assert_allclose(shares["validation"], 0.15, atol=0.02)
+
+
+def test_the_seed_decides_and_nothing_else() -> None:
+    rows = [(label, 100 * number + video) for number, label in enumerate("abc") for video in range(9) for _ in range(4)]
+    first, second, other = (
+        split.split(table(rows), "category", SECTION.model_copy(update={"seed": seed}))[0]["part"] for seed in (1, 1, 2)
+    )
+    assert (first == second).all()
+    assert (first != other).any()
+
+
+def test_group_image_splits_videos() -> None:
+    rows = [(label, number) for number, label in enumerate("ab") for _ in range(40)]
+    result, _ = split.split(table(rows), "category", SECTION.model_copy(update={"group": "image"}))
+    assert (result.groupby("video")["part"].nunique() == 3).all()
+
+
+def test_counts_name_what_could_not_be_split() -> None:
+    rows = [("a", video) for video in range(9)] + [("b", video) for video in range(20, 29)] + [("rare", 50), ("", None)]
+    result, few = split.split(table(rows), "category", SECTION)
+    assert few == ["rare"]
+    counts = split.counts(result, few)
+    assert counts["labels_in_train_alone"] == 1
+    assert counts["unlabelled"] == 1
+    assert counts["labels"] == 3
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([("a", 1), ("a", 2)], r"one label only \('a'\).*target=activity"),
+        ([("", 1)], "no label at all"),
+        ([], "no label at all"),
+        ([("a", 1), ("b", 2), ("c", 3)], "3 videos with 3 labelled images of 3 labels are too few"),
+    ],
+)
+def test_too_little_to_split_is_one_problem(rows: list[tuple[str, int | None]], message: str) -> None:
+    with pytest.raises(Problem, match=message):
+        split.split(table(rows), "category", SECTION)
+
+
+def test_main_lists_images_whatever_the_split(workspace: Path, drawn: Path) -> None:
+    from stages import annotate
+    from stages.common import layout
+    from tests.conftest import set_parameters
+
+    annotate.write_csv(annotate.OUT, annotate.read(layout.annotation_file(drawn)))
+    split.main()
+    listed, parts = split.IMAGES.read_bytes(), split.OUT.read_bytes()
+    set_parameters(Path("params.yaml"), {"split.seed": 2, "target": "activity"})
+    split.main()
+    assert split.IMAGES.read_bytes() == listed
+    assert split.OUT.read_bytes() != parts
