@@ -38,7 +38,7 @@ def backbones() -> dict[str, keras.Model]:
 def pictures(tmp_path: Path) -> tuple[Path, pd.DataFrame]:
     """Chunks of 48 images of three labels that differ in colour, and their split, as the stages write them."""
     generator = np.random.default_rng(1)
-    pixels = generator.integers(0, 60, (48, 32, 32, 3), dtype=np.uint8)
+    pixels = np.repeat(generator.integers(0, 60, (48, 1, 1, 3), dtype=np.uint8), 32, axis=1).repeat(32, axis=2)
     numbers = np.arange(48) % 3
     pixels[np.arange(48), :, :, numbers] += 120
     names = [f"{number}.jpg" for number in range(48)]

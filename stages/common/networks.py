@@ -77,6 +77,7 @@ def backbone(name: str, size: int, weights: str, examples: np.ndarray) -> keras.
         ) from error
     if weights not in ("imagenet", "random"):
         _load_weights(model, name, Path(weights))
+    model = keras.Model(images, model.output, name=name)
     if weights == "random":
         _calibrate(model, examples)
     model.trainable = False
@@ -89,7 +90,7 @@ def _calibrate(model: keras.Model, examples: np.ndarray) -> None:
     momenta = [layer.momentum for layer in norms]
     for layer in norms:
         layer.momentum = 0.0
-    model([examples], training=True)
+    model(examples, training=True)
     for layer, momentum in zip(norms, momenta, strict=True):
         layer.momentum = momentum
 
