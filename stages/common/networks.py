@@ -66,6 +66,7 @@ def backbone(name: str, size: int, weights: str, examples: np.ndarray) -> keras.
             include_top=False,
             weights="imagenet" if weights == "imagenet" else None,
             input_tensor=scaled,
+            input_shape=(size, size, 3),
             **family.options,
         )
     except Exception as error:
