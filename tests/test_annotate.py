@@ -11,6 +11,7 @@ import scipy.io
 
 from stages import annotate
 from stages.common import layout
+from stages.common.files import write_csv
 from stages.common.problem import Problem
 
 EMPTY = np.zeros((0, 0))
@@ -87,7 +88,7 @@ def test_names_keep_their_commas_through_the_csv(workspace: Path, drawn: Path) -
     import pandas as pd
 
     table = annotate.read(layout.annotation_file(drawn))
-    annotate.write_csv(annotate.OUT, table)
+    write_csv(annotate.OUT, table)
     again = pd.read_csv(annotate.OUT, keep_default_na=False)
     assert list(again["activity"]) == list(table["activity"])
     assert again["activity"].str.contains(",").any()

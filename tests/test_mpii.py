@@ -5,12 +5,14 @@ import io
 import shutil
 import tarfile
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import requests
 
 from stages import annotate, mpii
 from stages.common import layout
@@ -80,7 +82,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mpii.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
 
 
 @pytest.fixture
@@ -142,7 +144,7 @@ def test_a_server_without_ranges_sends_all_of_it_again(section: Mpii, server: Se
 def test_another_run_goes_on_after_one_that_gave_up(section: Mpii, server: Server, tmp_path: Path) -> None:
     mpii.download(section.annotations_url, tmp_path / "download/v1.zip")
     server.cuts, server.cut = 1, 250_000
-    with pytest.raises(mpii.requests.RequestException):
+    with pytest.raises(requests.RequestException):
         mpii._fetch(section.images_url, tmp_path / "download/v1.tar.gz.part")
     server.asked.clear()
     fetch(section, tmp_path)
@@ -186,7 +188,7 @@ def test_too_small_a_disk_is_noticed_before_the_download(
     section: Mpii, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(mpii.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(Problem, match="0.0 GB free, .* GB needed to download"):
         fetch(section, tmp_path)
     assert not list((tmp_path / "download").iterdir())

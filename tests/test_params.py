@@ -24,7 +24,7 @@ def test_committed_values_are_valid_and_frozen(tmp_path: Path) -> None:
     assert values.model == "scratch"
     assert values.has("data/raw/sample")
     with pytest.raises(ValueError, match="frozen"):
-        values.seed = 2  # type: ignore[misc]
+        values.seed = 2
 
 
 def test_every_model_has_a_section_and_nothing_else_is_a_model() -> None:

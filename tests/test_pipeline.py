@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -16,6 +17,11 @@ pytestmark = pytest.mark.slow
 
 MAIN_LINE = ["params", "data/dvc.yaml:sample", "annotate", "split", "chunked-resize"]
 END = ["evaluate", "report"]
+
+
+def after_warnings(shown: str) -> Any:
+    """The JSON that dvc prints after warnings of models that have no results yet."""
+    return json.loads(shown[shown.index("{") :])
 
 
 def ran(shown: str) -> list[str]:
@@ -61,7 +67,9 @@ def test_the_first_repro_leaves_metrics_plots_and_predictions(finished: Clone) -
     curves = pd.read_csv(finished.path / "plots/learning_curves.csv")
     assert len(curves) == training["epochs"]
     shown = finished.run("dvc", "plots", "show", "-o", "/dev/null", "--json")
-    assert {"plots/confusion.csv", "plots/labels.csv", "plots/learning_curves.csv"} <= set(json.loads(shown)["data"])
+    assert {"plots/confusion.csv", "plots/labels.csv", "plots/learning_curves.csv"} <= set(
+        after_warnings(shown)["data"]
+    )
 
 
 def test_git_holds_what_is_small_and_nothing_else(finished: Clone) -> None:
@@ -89,7 +97,7 @@ def test_an_experiment_trains_its_model_alone_and_is_restored_when_repeated(agai
     shown = again.run("dvc", "exp", "run", "-n", "first", "-S", "model=xception")
     assert ran(shown) == ["params", *xception, *END]
     assert again.json("metrics/evaluation.json")["model"] == "xception"
-    difference = json.loads(again.run("dvc", "metrics", "diff", "--json"))
+    difference = after_warnings(again.run("dvc", "metrics", "diff", "--json"))
     for file, key in (("evaluation", "macro_f1"), ("evaluation", "weighted_f1"), ("training", "seconds")):
         assert isinstance(difference[f"metrics/{file}.json"][key]["diff"], float)
     results = [(again.path / name).read_bytes() for name in ("metrics/evaluation.json", "metrics/training.json")]
@@ -124,29 +132,22 @@ def test_another_split_does_not_resize(again: Clone) -> None:
 
 
 def test_queued_experiments_on_two_workers(again: Clone) -> None:
-    again.run("dvc", "exp", "run", "--queue", "-S", "model=scratch,vgg16,mobilenetv2")
+    again.run("dvc", "exp", "run", "--queue", "-S", "model=scratch,vgg16,xception")
     again.run("dvc", "queue", "start", "-j", "2")
     end = time.monotonic() + 400
     while time.monotonic() < end:
-        states = [row["State"] if "State" in row else row["status"] for row in _queue(again)]
+        states = _states(again)
         if len(states) == 3 and set(states) <= {"Success", "Failed"}:
             break
         time.sleep(3)
     assert states == ["Success"] * 3, again.run("dvc", "queue", "status")
     shown = again.run("dvc", "exp", "show", "--csv")
-    assert all(model in shown for model in ("scratch", "vgg16", "mobilenetv2"))
+    assert all(model in shown for model in ("scratch", "vgg16", "xception"))
 
 
-def _queue(clone: Clone) -> list[dict[str, str]]:
+def _states(clone: Clone) -> list[str]:
     rows = [line.split() for line in clone.run("dvc", "queue", "status").splitlines()]
-    return [{"State": row[-1]} for row in rows if row and re.fullmatch(r"[0-9a-f]{7}", row[0])]
-
-
-def test_training_all_models(again: Clone) -> None:
-    shown = again.run("dvc", "repro", "-R", "models")
-    assert {stage for stage in ran(shown) if "train" in stage} == {
-        f"models/dvc.yaml:train-{model}" for model in ("vgg16", "xception", "mobilenetv2")
-    }
+    return [row[-1] for row in rows if row and re.fullmatch(r"[0-9a-f]{7}", row[0])]
 
 
 def test_a_folder_of_the_users_with_another_target_on_jax(clone: Clone, drawn: Path, tmp_path: Path) -> None:

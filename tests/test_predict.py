@@ -61,6 +61,7 @@ def test_the_probabilities_are_the_models(photos: Path) -> None:
     model, _ = saving.load(Path("models/scratch/model.keras"))
     ((_, probabilities),) = predict.predict(model, [photos / "ü 1.jpg"])
     expected = model.predict_on_batch(decode(photos / "ü 1.jpg", 72)[None])[0]
+    assert isinstance(probabilities, np.ndarray)
     np.testing.assert_allclose(probabilities, expected, atol=1e-6)
 
 

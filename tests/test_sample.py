@@ -24,7 +24,7 @@ def test_layout_categories_and_numbers(drawn: Path) -> None:
 
 
 def test_pictures_have_several_sizes_and_are_pictures(drawn: Path) -> None:
-    sizes = Counter()
+    sizes: Counter[tuple[int, int]] = Counter()
     for path in (drawn / "images").iterdir():
         with Image.open(path) as image:
             sizes[image.size] += 1

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages import split
+from stages.common.files import write_csv
 from stages.common.parameters import Split
 from stages.common.problem import Problem
 
@@ -75,7 +76,7 @@ def test_a_video_that_a_rare_label_holds_in_train_makes_others_rare() -> None:
 
 
 def test_fractions_are_kept_for_each_label() -> None:
-    rows = [
+    rows: list[tuple[str, int | None]] = [
         (label, 1000 * number + video) for number, label in enumerate("abc") for video in range(60) for _ in range(3)
     ]
     result, few = split.split(table(rows), "category", SECTION)
@@ -86,7 +87,9 @@ def test_fractions_are_kept_for_each_label() -> None:
 
 
 def test_the_seed_decides_and_nothing_else() -> None:
-    rows = [(label, 100 * number + video) for number, label in enumerate("abc") for video in range(9) for _ in range(4)]
+    rows: list[tuple[str, int | None]] = [
+        (label, 100 * number + video) for number, label in enumerate("abc") for video in range(9) for _ in range(4)
+    ]
     first, second, other = (
         split.split(table(rows), "category", SECTION.model_copy(update={"seed": seed}))[0]["part"] for seed in (1, 1, 2)
     )
@@ -95,7 +98,7 @@ def test_the_seed_decides_and_nothing_else() -> None:
 
 
 def test_group_image_splits_videos() -> None:
-    rows = [(label, number) for number, label in enumerate("ab") for _ in range(40)]
+    rows: list[tuple[str, int | None]] = [(label, number) for number, label in enumerate("ab") for _ in range(40)]
     result, _ = split.split(table(rows), "category", SECTION.model_copy(update={"group": "image"}))
     assert (result.groupby("video")["part"].nunique() == 3).all()
 
@@ -129,7 +132,7 @@ def test_main_lists_images_whatever_the_split(workspace: Path, drawn: Path) -> N
     from stages.common import layout
     from tests.conftest import set_parameters
 
-    annotate.write_csv(annotate.OUT, annotate.read(layout.annotation_file(drawn)))
+    write_csv(annotate.OUT, annotate.read(layout.annotation_file(drawn)))
     split.main()
     listed, parts = split.IMAGES.read_bytes(), split.OUT.read_bytes()
     set_parameters(Path("params.yaml"), {"split.seed": 2, "target": "activity"})

@@ -49,7 +49,8 @@ def decode(path: Path, size: int) -> np.ndarray:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.filterwarnings("ignore", module="PIL")
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(path, formats=FORMATS) as file:
+                image: Image.Image = file
                 box = None
                 if _upright(image):
                     drafted = image.draft(None, (round(size * LEAST_REDUCED), round(size * LEAST_REDUCED)))
@@ -67,7 +68,7 @@ def decode(path: Path, size: int) -> np.ndarray:
 
 def _upright(image: Image.Image) -> bool:
     try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+        return bool(image.getexif().get(ExifTags.Base.Orientation, 1) == 1)
     except Exception:  # a broken tag is no reason to lose a whole photograph
         return True
 
