@@ -7,6 +7,7 @@ from typing import Any
 
 from stages.common import parameters, problem
 from stages.common.files import new_file, write_json
+from stages.common.problem import Problem
 
 METRICS = Path("metrics/training.json")
 CURVES = Path("plots/learning_curves.csv")
@@ -40,6 +41,8 @@ def main() -> None:
     model = parameters.load().model
     timing = Path(f"models/{model}/timing")
     stages = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(timing.glob("*.json"))}
+    if "train" not in stages:
+        raise Problem(f"{timing} holds no train.json; run dvc repro to train {model}")
     write_json(METRICS, training(model, stages["train"], stages.get("features", {})))
     with new_file(CURVES) as temporary:
         shutil.copyfile(f"plots/train-{model}.csv", temporary)

@@ -19,10 +19,15 @@ def write(path: Path, images: list[str], arrays: Mapping[str, np.ndarray]) -> No
     Raises:
         Problem: the system refused to write.
     """
-    with new_file(path) as temporary, h5py.File(temporary, "w") as file:
+    # In memory first: on a full disk HDF5 fails again and again while it closes its file.
+    with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
         file.create_dataset(NAMES, data=np.array(images, dtype=object), dtype=h5py.string_dtype())
         for dataset, values in arrays.items():
             file.create_dataset(dataset, data=values)
+        file.flush()
+        content = file.id.get_file_image()
+    with new_file(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def paths(folder: Path) -> list[Path]:

@@ -28,10 +28,8 @@ def new_file(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:
-        raise Problem(
-            f"could not write {path}: {error.strerror or error}; free some space or check the permissions, then run again"
-        ) from error
+    except (OSError, RuntimeError) as error:  # HDF5 may notice a full disk when it closes the file: a RuntimeError
+        raise _refused(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -51,11 +49,14 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
         temporary.replace(path)
     except OSError as error:
-        raise Problem(
-            f"could not write {path}: {error.strerror or error}; free some space or check the permissions, then run again"
-        ) from error
+        raise _refused(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _refused(path: Path, error: Exception) -> Problem:
+    reason = getattr(error, "strerror", None) or str(error)
+    return Problem(f"could not write {path}: {reason}; free some space or check the permissions, then run again")
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
