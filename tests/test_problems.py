@@ -21,7 +21,7 @@ def stage(command: str, folder: Path, most_bytes: str = "unlimited") -> subproce
     return subprocess.run(
         ["bash", "-c", f"ulimit -f {most_bytes}; exec {sys.executable} -m stages.{command}"],
         cwd=folder,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
         text=True,
         check=False,
