@@ -57,7 +57,7 @@ def test_without_parameters_it_says_where_to_run(tmp_path: Path) -> None:
         ("sample", "data/raw/sample"),
         ("annotate", "data/annotations.csv"),
         ("split", "data/split.csv"),
-        ("chunked_resize", "00000.h5"),
+        ("chunked_resize", ".h5"),
     ],
 )
 def test_a_full_disk_is_one_line_that_names_the_path_and_leaves_nothing(
