@@ -85,7 +85,7 @@ def main() -> None:
         names.append(str(path))
         rows.append(result)
         best = np.argsort(-result, kind="stable")[:SHOWN]
-        print(f"{path}: {', '.join(f'{labels[number]} {result[number]:.3f}' for number in best)}")
+        print(f"{path}: {'; '.join(f'{labels[number]} {result[number]:.3f}' for number in best)}")
     bad = len(images) - len(names)
     print(f"{len(names)} images labelled, {bad} bad", file=sys.stderr)
     if not names:

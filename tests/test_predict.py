@@ -46,7 +46,7 @@ def test_a_folder_with_a_bad_image(
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
     assert len(lines) == 2
-    assert all(len(line.rsplit(": ", 1)[1].split(", ")) >= 5 for line in lines)
+    assert all(len(line.rsplit(": ", 1)[1].split("; ")) == 5 for line in lines)
     assert "photos/3.jpg: bad image: cannot identify" in captured.err
     assert "2 images labelled, 1 bad" in captured.err
     table = pd.read_csv("out.csv")
