@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from stages.common import chunks
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 
@@ -110,6 +112,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copy(ROOT / "params.yaml", tmp_path / "params.yaml")
     set_parameters(tmp_path / "params.yaml", TINY)
     monkeypatch.chdir(tmp_path)
+    chunks._open.cache_clear()  # the same relative path is another file now
     return tmp_path
 
 
