@@ -2,7 +2,9 @@
 
 import gc
 import os
-from pathlib import Path
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,15 @@ def read(path: Path) -> pd.DataFrame:
     Raises:
         Problem: not a whole MATLAB 5 file, or without MPII's RELEASE struct.
     """
+    # In a process of its own: scipy does not raise but crashes on some damaged files.
+    with ProcessPoolExecutor(1) as pool:
+        try:
+            return pool.submit(_read, path).result()
+        except BrokenProcessPool as error:
+            raise Problem(f"{path}: so broken that reading it crashes; download it again") from error
+
+
+def _read(path: Path) -> pd.DataFrame:
     release = _load(path)
     annolist, acts = (np.atleast_1d(_field(release, field, path)) for field in ("annolist", "act"))
     if len(annolist) != len(acts):
@@ -69,25 +80,31 @@ def _field(content: dict[str, Any], field: str, path: Path) -> Any:
 
 
 def _row(image: Any, act: Any, path: Path) -> tuple[str, str, str, int | None, int, bool]:
-    name = _text(getattr(getattr(image, "image", None), "name", ""))
+    name = getattr(getattr(image, "image", None), "name", "")
+    name = str(PurePosixPath(name)) if isinstance(name, str) and name else ""
     if not layout.inside(name):
         raise Problem(
             f"{path}: image name {name!r} is empty or leaves the images' folder; expected a name like 000000001.jpg"
         )
     category, activity = _text(getattr(act, "cat_name", "")), _text(getattr(act, "act_name", ""))
-    labelled = bool(category or activity) and _number(getattr(act, "act_id", None)) != -1
+    labelled = bool(category or activity) and _number(getattr(act, "act_id", None), "act_id", name, path) != -1
     # squeeze_me makes a lone struct of a 1x1 array, and an empty array of an empty one.
     people = np.atleast_1d(getattr(image, "annorect", np.empty(0))).size
-    return name, category, activity, _number(getattr(image, "vididx", None)), people, labelled
+    return name, category, activity, _number(getattr(image, "vididx", None), "vididx", name, path), people, labelled
 
 
 def _text(value: Any) -> str:
     return " ".join(value.split()) if isinstance(value, str) else ""
 
 
-def _number(value: Any) -> int | None:
-    value = np.asarray(value)
-    return int(value) if value.ndim == 0 and value.dtype.kind in "iuf" and np.isfinite(value) else None
+def _number(value: Any, field: str, name: str, path: Path) -> int | None:
+    """A whole number; None for an empty array, NaN or an absent field. Nothing else: a lost video would leak between parts."""
+    value = np.asarray(np.nan if value is None else value)
+    if value.size == 0 or (value.ndim == 0 and value.dtype.kind == "f" and np.isnan(value)):
+        return None
+    if value.ndim or value.dtype.kind not in "iuf" or not abs(float(value)) < 2**53 or float(value) != int(value):
+        raise Problem(f"{path}: {field} of image {name} is {value.tolist()!r}; expected a whole number or nothing")
+    return int(value)
 
 
 def present(table: pd.DataFrame, images: Path) -> pd.DataFrame:

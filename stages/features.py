@@ -66,13 +66,17 @@ def main() -> None:
     if len(sys.argv) != 2 or sys.argv[1] not in BACKBONES:
         raise Problem(f"usage: python -m stages.features {{{','.join(BACKBONES)}}}")
     name = sys.argv[1]
+    if name == "xception" and values.resize.size < parameters.XCEPTION_LEAST:
+        raise Problem(
+            f"resize.size is {values.resize.size}; Xception takes images of {parameters.XCEPTION_LEAST} pixels or more"
+        )
     stage = f"features-{name}"
     weights = resolve(values.weights, values.has(parameters.SAMPLE))
     print(f"{stage}: {weights} weights, on {device()}")
     start = time.perf_counter()
     with new_folder(OUT / name) as folder:
-        _, examples = chunks.read(chunks.paths(RESIZED)[0], "pixels")
-        model = backbone(name, values.resize.size, weights, examples[:BATCH])
+        rows = chunks.Rows(RESIZED, "pixels")
+        model = backbone(name, rows.shape[0], weights, rows.read(list(rows.places)[:BATCH]))
         images = extract(model, RESIZED, folder, stage)
         save(model, folder / BACKBONE, [])
     write_json(Path(str(TIMING).format(name)), {"seconds": round(time.perf_counter() - start, 1), "images": images})

@@ -5,6 +5,7 @@ import shutil
 import tarfile
 import time
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
@@ -135,7 +136,7 @@ def extract_images(archive: Path, folder: Path) -> None:
                 _check_growth(archive, size, limit)
                 tar.extract(member, folder, filter="data")
                 bar.update()
-    except (tarfile.TarError, EOFError, ValueError) as error:
+    except (tarfile.TarError, zlib.error, EOFError, ValueError) as error:
         raise Problem(f"{archive.name}: not a whole .tar.gz ({error}); delete {archive} and run again") from error
 
 
@@ -157,7 +158,7 @@ def extract_annotations(archive: Path, folder: Path) -> None:
             if len(found) != 1:
                 raise Problem(f"{archive.name}: holds {len(found)} files {layout.ANNOTATIONS}; expected one")
             source.extract(found[0], folder)
-    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
         raise Problem(f"{archive.name}: not a whole .zip ({error}); delete {archive} and run again") from error
 
 

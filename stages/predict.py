@@ -71,6 +71,10 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     model, labels = load(_model_file(arguments.model))
+    if len(labels) != model.output_shape[-1]:
+        raise Problem(f"{arguments.model}: names {len(labels)} labels; expected a model that a train stage wrote")
+    if arguments.csv and (arguments.csv.is_dir() or not arguments.csv.name):
+        raise Problem(f"--csv is {str(arguments.csv)!r}, a folder; expected the name of a file to write")
     images = find(arguments.paths)
     if not images:
         raise Problem(

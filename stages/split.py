@@ -178,7 +178,10 @@ def counts(table: pd.DataFrame, few: list[str]) -> dict[str, object]:
 def main() -> None:
     values = parameters.load()
     annotations = pd.read_csv(
-        ANNOTATIONS, keep_default_na=False, dtype={"image": "str", "video": "Int64"}, na_values={"video": ""}
+        ANNOTATIONS,
+        keep_default_na=False,
+        dtype={"image": "str", "category": "str", "activity": "str", "video": "Int64"},
+        na_values={"video": ""},
     )
     table, few = split(annotations, values.target, values.split)
     write_csv(OUT, table)
@@ -190,6 +193,10 @@ def main() -> None:
     numbers = counts(table, few)
     write_json(METRICS, numbers)
     print("split:", ", ".join(f"{numbers[part]} {part}" for part in (*PARTS, "unlabelled")))
+    if values.split.group == "video" and numbers["images_without_video"]:
+        print(
+            f"split: warning: {numbers['images_without_video']} labelled images name no video; each counts as one of its own"
+        )
     if few:
         print(
             f"split: warning: in too few {values.split.group}s to be in every part, so in train alone: {'; '.join(few)}"

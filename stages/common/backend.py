@@ -31,10 +31,19 @@ def _held_back() -> Iterator[None]:
             os.close(stderr)
 
 
-with _held_back():
-    import keras
+try:
+    with _held_back():
+        import keras
 
-    DEVICES = keras.distribution.list_devices()
+        DEVICES = keras.distribution.list_devices()
+except (ImportError, ValueError) as error:
+    sys.exit(
+        f"error: KERAS_BACKEND is {os.environ.get('KERAS_BACKEND', 'not set')!r}: {error}; expected tensorflow or jax, installed"
+    )
+
+# Whatever the user's keras.json says: the networks are written for this.
+keras.config.set_image_data_format("channels_last")
+keras.config.set_floatx("float32")
 
 
 def device() -> str:

@@ -47,8 +47,8 @@ def decode(path: Path, size: int) -> np.ndarray:
         if not stat.S_ISREG(path.stat().st_mode):
             raise BadImage("not a file")
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd tags, which harm nothing
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            warnings.filterwarnings("ignore", module="PIL")
             with Image.open(path, formats=FORMATS) as file:
                 image: Image.Image = file
                 box = None

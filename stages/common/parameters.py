@@ -18,7 +18,7 @@ XCEPTION_LEAST = 71  # its layers without padding use up the rest
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Text = Annotated[str, Field(min_length=1)]
+Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f]+$")]
 Url = Annotated[str, Field(pattern=r"^https?://[^/]+/.*[^/]$")]
 Imbalance = Literal["none", "class_weight", "focal", "logit_adjustment"]
 
@@ -153,6 +153,11 @@ def _check_across(parameters: Parameters, path: Path) -> None:
     weights = parameters.weights
     if weights not in ("auto", "imagenet", "random") and not Path(weights).is_file():
         raise Problem(f"{path}: weights is {weights!r}; allowed are auto, imagenet, random or an existing weights file")
+    data = Path(parameters.data).resolve()
+    if any(data in Path(folder).resolve().parents for folder in (SAMPLE, MPII)):
+        raise Problem(
+            f"{path}: data is {parameters.data!r}, which holds the folders of several data sets; choose one, e.g. {SAMPLE}"
+        )
     if not parameters.has(SAMPLE) and not parameters.has(MPII) and not Path(parameters.data).is_dir():
         raise Problem(
             f"{path}: data is {parameters.data!r}, which is no folder; allowed are {SAMPLE}, {MPII} or a folder that "

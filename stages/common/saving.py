@@ -1,6 +1,7 @@
 """Models as .keras files: the same bytes for the same model, with the labels inside."""
 
 import json
+import re
 import zipfile
 from pathlib import Path
 
@@ -26,11 +27,23 @@ def save(model: keras.Model, path: Path, labels: list[str]) -> None:
 
 
 def _undated(name: str, content: bytes) -> bytes:
+    if name == "config.json":
+        return _renumbered(content)
     if name != "metadata.json":
         return content
     metadata = json.loads(content)
     metadata["date_saved"] = "1980-01-01@00:00:00"
     return json.dumps(metadata).encode()
+
+
+def _renumbered(config: bytes) -> bytes:
+    """Keras's ids of shared objects are addresses in memory: number them in the order in which they appear."""
+    numbers: dict[bytes, int] = {}
+    return re.sub(
+        rb'("shared_object_id": )(\d+)',
+        lambda match: match[1] + str(numbers.setdefault(match[2], len(numbers))).encode(),
+        config,
+    )
 
 
 def load(path: Path) -> tuple[keras.Model, list[str]]:
