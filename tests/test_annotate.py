@@ -1,5 +1,7 @@
 """Reading MPII's annotation file, with everything odd in it."""
 
+import os
+import signal
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -117,6 +119,28 @@ def test_no_image_at_all_is_a_problem(tmp_path: Path) -> None:
 def test_a_name_that_leaves_the_folder_is_refused(tmp_path: Path, name: Any) -> None:
     with pytest.raises(Problem, match="leaves the images' folder"):
         annotate.read(save(tmp_path / "a.mat", [image(name)], [act("sports", "tennis", 1.0)]))
+
+
+@pytest.mark.parametrize("video", ["3.0", np.array([1.0, 2.0]), 0.5, 1e20, np.uint64(2**63 + 5)])
+def test_a_video_that_is_no_whole_number_is_refused_not_lost(tmp_path: Path, video: Any) -> None:
+    path = save(tmp_path / "a.mat", [image("1.jpg", vididx=video)], [act("sports", "tennis", 1.0)])
+    with pytest.raises(Problem, match=r"vididx of image 1.jpg is .*; expected a whole number or nothing"):
+        annotate.read(path)
+
+
+def test_one_spelling_of_a_name_and_its_blanks_are_kept(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.mat", [image("./a  b.jpg"), image("a  b.jpg")], [act("sports", "tennis", 1.0)] * 2)
+    assert list(annotate.read(path)["image"]) == ["a  b.jpg", "a  b.jpg"]
+
+
+def _crash(path: Path) -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def test_a_file_that_crashes_the_reader_is_one_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(annotate, "_read", _crash)
+    with pytest.raises(Problem, match="so broken that reading it crashes"):
+        annotate.read(tmp_path / "a.mat")
 
 
 def test_other_structs_are_one_problem(tmp_path: Path) -> None:

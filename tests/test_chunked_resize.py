@@ -99,6 +99,7 @@ def bad_files(folder: Path) -> dict[str, str]:
     (folder / "folder.jpg").mkdir()
     (folder / "dangling.jpg").symlink_to(folder / "nowhere")
     Image.new("1", (20_000, 20_000)).save(folder / "bomb.png")
+    Image.new("1", (12_000, 12_000)).save(folder / "smaller bomb.png")
     Image.fromarray(np.ones((4, 4), np.float32)).save(folder / "float.tiff")
     (folder / "whole.jpg").unlink()
     return {
@@ -108,6 +109,7 @@ def bad_files(folder: Path) -> dict[str, str]:
         "folder.jpg": "not a file",
         "dangling.jpg": "No such file",
         "bomb.png": "Decompression",
+        "smaller bomb.png": "Decompression",
         "float.tiff": "floating-point",
     }
 
@@ -130,13 +132,13 @@ def test_bad_images_are_counted_named_and_left_out(
     chunked_resize.IMAGES.parent.mkdir()
     chunked_resize.IMAGES.write_text("".join(f"{name}\n" for name in [*good[:80], *bad, *good[80:]]))
     set_parameters(Path("params.yaml"), {"data": "photos", "resize.max_bad": 0.01})
-    with pytest.raises(Problem, match=r"7 of 167 images can't be decoded .*resize.max_bad = 0.01"):
+    with pytest.raises(Problem, match=r"8 of 168 images can't be decoded .*resize.max_bad = 0.01"):
         chunked_resize.main()
     assert not chunked_resize.OUT.exists()
     set_parameters(Path("params.yaml"), {"resize.max_bad": 0.1})
     chunked_resize.main()
     metrics = json.loads(chunked_resize.METRICS.read_text())
-    assert (metrics["images"], metrics["bad"]) == (160, 7)
+    assert (metrics["images"], metrics["bad"]) == (160, 8)
     assert list(metrics["bad_images"]) == list(bad)
     printed = capsys.readouterr().out
     rows = Rows(chunked_resize.OUT, "pixels")

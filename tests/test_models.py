@@ -1,6 +1,9 @@
 """Networks, losses, batches, saving and training: small, but the real Keras."""
 
 import hashlib
+import os
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from stages.common.imbalance import class_weights, make_loss
 from stages.common.parameters import Pretrained, Scratch
 from stages.common.problem import Problem
 from stages.common.scores import f1
+from tests.conftest import ROOT
 
 EXAMPLES = np.random.default_rng(0).integers(0, 255, (8, 72, 72, 3), dtype=np.uint8)
 PREPROCESSING = {
@@ -204,6 +208,21 @@ def test_a_model_is_saved_in_the_same_bytes_with_its_labels(tmp_path: Path) -> N
     assert labels == ["ü, 1", "2"]
     images = EXAMPLES[:, :32, :32]
     np.testing.assert_array_equal(loaded.predict_on_batch(images), model.predict_on_batch(images))
+
+
+@pytest.mark.slow
+def test_each_process_saves_the_same_bytes_whatever_the_users_keras_json(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from stages.common import networks, saving\n"
+        "from stages.common.backend import keras\n"
+        "keep = [object() for _ in range(int(sys.argv[1]))]; keras.utils.set_random_seed(1)\n"
+        "saving.save(networks.scratch(72, 2, [4], 0.1, 3), Path(sys.argv[1] + '.keras'), ['a', 'b', 'c'])"
+    )
+    (tmp_path / "keras.json").write_text('{"image_data_format": "channels_first", "floatx": "float16"}')
+    for number, home in (("1", "elsewhere"), ("2000", str(tmp_path))):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "KERAS_HOME": home}
+        subprocess.run([sys.executable, "-c", code, number], cwd=tmp_path, env=environment, check=True)
+    assert (tmp_path / "1.keras").read_bytes() == (tmp_path / "2000.keras").read_bytes()
 
 
 def test_what_is_no_safe_model_is_refused(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ def test_every_model_has_a_section_and_nothing_else_is_a_model() -> None:
         ("seed", -1, "greater than or equal to 0"),
         ("weights", "imagenette", "auto, imagenet, random or an existing weights file"),
         ("data", "nowhere", "data/raw/sample, data/raw/mpii or a folder"),
+        ("data", "data", "choose one"),
         ("split.test", 0.9, "less than or equal to 0.45"),
         ("split.group", "person", "'video' or 'image'"),
         ("resize.size", 0, "greater than or equal to 32"),

@@ -68,6 +68,11 @@ def test_the_probabilities_are_the_models(photos: Path) -> None:
 def test_a_model_by_name_and_by_file(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for model in ("scratch", "models/scratch/model.keras"):
         run(monkeypatch, "photos/ü 1.jpg", "--model", model)
+    saving.save(networks.scratch(72, 2, [4], 0.0, 3), Path("backbone.keras"), [])
+    with pytest.raises(Problem, match="backbone.keras: names 0 labels"):
+        run(monkeypatch, "photos", "--model", "backbone.keras")
+    with pytest.raises(Problem, match="--csv is 'photos', a folder"):
+        run(monkeypatch, "photos", "--csv", "photos")
     with pytest.raises(Problem, match="models/vgg16/model.keras: no such model; train it"):
         run(monkeypatch, "photos", "--model", "vgg16")
 

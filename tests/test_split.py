@@ -127,6 +127,16 @@ def test_too_little_to_split_is_one_problem(rows: list[tuple[str, int | None]], 
         split.split(table(rows), "category", SECTION)
 
 
+def test_labels_that_look_like_numbers_stay_as_they_are(workspace: Path) -> None:
+    rows: list[tuple[str, int | None]] = [
+        (label, 10 * n + v) for n, label in enumerate(("007", "7", "NA")) for v in range(4)
+    ]
+    write_csv(split.ANNOTATIONS, table([*rows, ("1", None)]))
+    split.main()
+    result = pd.read_csv(split.OUT, dtype=str, keep_default_na=False)
+    assert set(result["label"]) == {"007", "7", "NA", "1"}
+
+
 def test_main_lists_images_whatever_the_split(workspace: Path, drawn: Path) -> None:
     from stages import annotate
     from stages.common import layout
