@@ -2,8 +2,10 @@
 
 import gc
 import os
+import resource
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -12,11 +14,13 @@ import pandas as pd
 import scipy.io
 
 from stages.common import layout, parameters, problem
-from stages.common.files import write_csv, write_json
+from stages.common.files import lock, write_csv, write_json
 from stages.common.problem import Problem
 
 OUT = Path("data/annotations.csv")
 METRICS = Path("metrics/annotate.json")
+# Reading MPII's file takes 0.4 GB; a small file can be made to take everything.
+MOST_MEMORY = 4 << 30
 
 
 def read(path: Path) -> pd.DataFrame:
@@ -30,11 +34,20 @@ def read(path: Path) -> pd.DataFrame:
         Problem: not a whole MATLAB 5 file, or without MPII's RELEASE struct.
     """
     # In a process of its own: scipy does not raise but crashes on some damaged files.
-    with ProcessPoolExecutor(1) as pool:
+    with ProcessPoolExecutor(1, initializer=_limit_memory) as pool:
         try:
             return pool.submit(_read, path).result()
         except BrokenProcessPool as error:
             raise Problem(f"{path}: so broken that reading it crashes; download it again") from error
+        except MemoryError as error:
+            raise Problem(f"{path}: reading it takes more than {MOST_MEMORY >> 30} GiB; download it again") from error
+
+
+def _limit_memory() -> None:
+    with suppress(OSError):  # only Linux has /proc, and a system that heeds the limit
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        most = pages * resource.getpagesize() + MOST_MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -50,6 +63,8 @@ def _read(path: Path) -> pd.DataFrame:
 
 
 def _load(path: Path) -> Any:
+    if path.exists() and not path.is_file():
+        raise Problem(f"{path}: not a file; expected MPII's annotation file")
     try:
         with path.open("rb") as file:
             header = file.read(128)
@@ -64,6 +79,8 @@ def _load(path: Path) -> Any:
     gc.disable()
     try:
         return scipy.io.loadmat(path, struct_as_record=False, squeeze_me=True, variable_names=["RELEASE"])
+    except MemoryError:
+        raise
     except Exception as error:  # scipy raises a dozen types for a broken file
         raise Problem(f"{path}: broken or truncated ({type(error).__name__}: {error}); download it again") from error
     finally:
@@ -84,17 +101,21 @@ def _row(image: Any, act: Any, path: Path) -> tuple[str, str, str, int | None, i
     name = str(PurePosixPath(name)) if isinstance(name, str) and name else ""
     if not layout.inside(name):
         raise Problem(
-            f"{path}: image name {name!r} is empty or leaves the images' folder; expected a name like 000000001.jpg"
+            f"{path}: image name {name!r} is empty, leaves the images' folder or holds control characters; expected a name "
+            "like 000000001.jpg"
         )
-    category, activity = _text(getattr(act, "cat_name", "")), _text(getattr(act, "act_name", ""))
+    category, activity = (_text(getattr(act, field, ""), field, name, path) for field in ("cat_name", "act_name"))
     labelled = bool(category or activity) and _number(getattr(act, "act_id", None), "act_id", name, path) != -1
     # squeeze_me makes a lone struct of a 1x1 array, and an empty array of an empty one.
     people = np.atleast_1d(getattr(image, "annorect", np.empty(0))).size
     return name, category, activity, _number(getattr(image, "vididx", None), "vididx", name, path), people, labelled
 
 
-def _text(value: Any) -> str:
-    return " ".join(value.split()) if isinstance(value, str) else ""
+def _text(value: Any, field: str, name: str, path: Path) -> str:
+    text = " ".join(value.split()) if isinstance(value, str) else ""
+    if layout.unprintable(text):
+        raise Problem(f"{path}: {field} of image {name} is {text!r}; expected text without control characters")
+    return text
 
 
 def _number(value: Any, field: str, name: str, path: Path) -> int | None:
@@ -142,6 +163,7 @@ def counts(listed: pd.DataFrame, kept: pd.DataFrame) -> dict[str, int]:
     }
 
 
+@lock("annotate")
 def main() -> None:
     data = Path(parameters.load().data)
     listed = read(layout.annotation_file(data))

@@ -9,7 +9,7 @@ from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 from stages.common import parameters, problem
 from stages.common.backend import device, keras
 from stages.common.chunks import Rows
-from stages.common.files import write_csv, write_json
+from stages.common.files import lock, write_csv, write_json
 from stages.common.parts import SPLIT, choose, labels_of, read_split
 from stages.common.problem import Problem
 from stages.common.progress import progress
@@ -64,6 +64,7 @@ def report(predictions: pd.DataFrame, labels: list[str]) -> pd.DataFrame:
     return table.sort_values(["support", "label"], ascending=[False, True])
 
 
+@lock("evaluate")
 def main() -> None:
     values = parameters.load()
     path = Path(f"models/{values.model}/model.keras")

@@ -12,16 +12,18 @@ import numpy as np
 
 from stages.common import chunks, parameters, problem
 from stages.common.backend import device, keras
-from stages.common.files import new_folder, write_json
+from stages.common.files import lock, new_folder, write_json
 from stages.common.networks import BACKBONES, backbone
 from stages.common.problem import Problem
 from stages.common.progress import progress
+from stages.common.resuming import code, publish, resumable, state
 from stages.common.saving import save
 
 RESIZED = Path("data/resized")
 OUT = Path("data/features")
 BACKBONE = "backbone.keras"
-TIMING = Path("models/{}/timing/features.json")
+TIMING = "models/{}/timing/features.json"
+SECONDS = "seconds.txt"
 BATCH = 32
 
 
@@ -35,6 +37,8 @@ def resolve(weights: str, drawn: bool) -> str:
 def extract(model: keras.Model, folder: Path, out: Path, stage: str) -> int:
     """Run `model`, images to maps, over all chunks of `folder` into chunk files of the same names in `out`.
 
+    Chunks that are there already are kept.
+
     Returns:
         The number of images.
 
@@ -43,22 +47,27 @@ def extract(model: keras.Model, folder: Path, out: Path, stage: str) -> int:
     """
     pool = keras.layers.GlobalAveragePooling2D()(model.output)
     both = keras.Model(model.input, [model.output, pool])
-    paths = chunks.paths(folder)
-    images = 0
-    with progress(sum(len(chunks.names(path)) for path in paths), stage, "image") as bar:
-        for path in paths:
+    images = {path: chunks.names(path) for path in chunks.paths(folder)}
+    left = [path for path in images if not (out / path.name).exists()]
+    total = sum(map(len, images.values()))
+    if done := len(images) - len(left):
+        print(f"{stage}: going on: {done} of {len(images)} chunks are there already")
+    with progress(total, stage, "image", initial=total - sum(len(images[path]) for path in left)) as bar:
+        for path in left:
+            start = time.perf_counter()
             names, pixels = chunks.read(path, "pixels")
             maps = np.empty((len(names), *model.output.shape[1:]), np.float16)
             pooled = np.empty((len(names), maps.shape[-1]), np.float32)
-            for start in range(0, len(names), BATCH):
-                part = np.s_[start : start + BATCH]
+            for first in range(0, len(names), BATCH):
+                part = np.s_[first : first + BATCH]
                 maps[part], pooled[part] = both.predict_on_batch(pixels[part])
                 bar.update(len(pooled[part]))
             if not (np.isfinite(maps).all() and np.isfinite(pooled).all()):
                 raise Problem(f"{stage}: the backbone's features of {path} are not finite; the weights do not fit it")
             chunks.write(out / path.name, names, {"maps": maps, "pooled": pooled})
-            images += len(names)
-    return images
+            with (out / SECONDS).open("a", encoding="utf-8") as file:
+                file.write(f"{time.perf_counter() - start:.3f}\n")
+    return total
 
 
 def main() -> None:
@@ -71,15 +80,32 @@ def main() -> None:
             f"resize.size is {values.resize.size}; Xception takes images of {parameters.XCEPTION_LEAST} pixels or more"
         )
     stage = f"features-{name}"
-    weights = resolve(values.weights, values.has(parameters.SAMPLE))
-    print(f"{stage}: {weights} weights, on {device()}")
+    with lock(stage):
+        weights = resolve(values.weights, values.has(parameters.SAMPLE))
+        print(f"{stage}: {weights} weights, on {device()}")
+        _run(stage, name, weights)
+
+
+def _run(stage: str, name: str, weights: str) -> None:
     start = time.perf_counter()
-    with new_folder(OUT / name) as folder:
+    out = OUT / name
+    inputs = state([*chunks.paths(RESIZED), Path(weights)])
+    with resumable(out, code(), device(), weights, inputs) as done:
+        earlier = _seconds(done)
         rows = chunks.Rows(RESIZED, "pixels")
         model = backbone(name, rows.shape[0], weights, rows.read(list(rows.places)[:BATCH]))
-        images = extract(model, RESIZED, folder, stage)
-        save(model, folder / BACKBONE, [])
-    write_json(Path(str(TIMING).format(name)), {"seconds": round(time.perf_counter() - start, 1), "images": images})
+        images = extract(model, RESIZED, done, stage)
+        save(model, done / BACKBONE, [])
+        with new_folder(out) as folder:
+            publish([*chunks.paths(done), done / BACKBONE], folder)
+        seconds = round(earlier + time.perf_counter() - start, 1)
+        write_json(Path(TIMING.format(name)), {"seconds": seconds, "images": images})
+
+
+def _seconds(done: Path) -> float:
+    """What the chunks of earlier, interrupted runs took."""
+    path = done / SECONDS
+    return sum(map(float, path.read_text(encoding="utf-8").split())) if path.exists() else 0.0
 
 
 if __name__ == "__main__":

@@ -1,25 +1,24 @@
 """Download MPII: two archives, resumed where a break left them, checked, and extracted to MPII's layout."""
 
+import gzip
 import hashlib
 import shutil
 import tarfile
 import time
 import zipfile
-import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from urllib.parse import urlsplit
 
 import requests
 
 from stages.common import layout, parameters, problem
-from stages.common.files import new_folder
+from stages.common.files import lock, new_folder
 from stages.common.problem import Problem
 from stages.common.progress import progress
+from stages.common.resuming import resumable
 
 OUT = Path(parameters.MPII)
-# Beside the output, which dvc deletes before each run: a download goes on where it broke off.
-DOWNLOADS = Path("data/raw/mpii.download")
 # At most this much is lost when a connection breaks.
 BLOCK = 1 << 16
 TIMEOUT = 60
@@ -48,6 +47,8 @@ def download(url: str, path: Path, pause: float = 2.0) -> None:
         before = part.stat().st_size if part.exists() else 0
         try:
             _fetch(url, part)
+        except UnicodeError as error:
+            raise Problem(f"{url}: not an address ({error}); expected http:// or https:// and a host") from error
         except requests.RequestException as error:
             failures = 1 if part.exists() and part.stat().st_size > before else failures + 1
             if failures >= TRIES or not _worth_another_try(error):
@@ -123,21 +124,37 @@ def extract_images(archive: Path, folder: Path) -> None:
     Raises:
         Problem: broken, or with a member that is no file or folder inside `folder`, or of far more bytes than the archive.
     """
-    limit = archive.stat().st_size * MOST_GROWTH
+    limit = archive.stat().st_size * MOST_GROWTH + (1 << 20)
     size = 0
-    try:
-        with tarfile.open(archive, "r:*") as tar, progress(None, "mpii extract", "file") as bar:
-            for member in tar:
-                if not (member.isfile() or member.isdir()) or not layout.inside(member.name):
-                    raise Problem(
-                        f"{archive.name}: member {member.name!r} is a link, a device or leaves the folder; refused"
-                    )
-                size += member.size
-                _check_growth(archive, size, limit)
-                tar.extract(member, folder, filter="data")
-                bar.update()
-    except (tarfile.TarError, zlib.error, EOFError, ValueError) as error:
-        raise Problem(f"{archive.name}: not a whole .tar.gz ({error}); delete {archive} and run again") from error
+    with (
+        _whole(archive, ".tar.gz"),
+        _LimitedGzip(archive, limit) as content,
+        tarfile.open(fileobj=content, mode="r|") as tar,
+        progress(None, "mpii extract", "file") as bar,
+    ):
+        for member in tar:
+            if not (member.isfile() or member.isdir()) or not layout.inside(member.name):
+                raise Problem(
+                    f"{archive.name}: member {member.name!r} is a link, a device or leaves the folder; refused"
+                )
+            size += member.size  # of a sparse file more than the archive holds
+            _check_growth(archive, size, limit)
+            tar.extract(member, folder, filter="data")
+            bar.update()
+
+
+class _LimitedGzip(gzip.GzipFile):
+    """A .gz file that refuses to be read further than `limit` bytes: names and headers can be bombs as well as files."""
+
+    def __init__(self, archive: Path, limit: int) -> None:
+        super().__init__(archive, "rb")
+        self.archive, self.limit, self.taken = archive, limit, 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        content = super().read(size)
+        self.taken += len(content)
+        _check_growth(self.archive, self.taken, self.limit)
+        return content
 
 
 def extract_annotations(archive: Path, folder: Path) -> None:
@@ -146,20 +163,29 @@ def extract_annotations(archive: Path, folder: Path) -> None:
     Raises:
         Problem: broken, without that file, with an unsafe name, or of far more bytes than the archive.
     """
-    limit = archive.stat().st_size * MOST_GROWTH
+    limit = archive.stat().st_size * MOST_GROWTH + (1 << 20)
+    with _whole(archive, ".zip"), zipfile.ZipFile(archive) as source:
+        members = [member for member in source.infolist() if not member.is_dir()]
+        for member in members:
+            if not layout.inside(member.filename) or (member.external_attr >> 16) & 0o170000 == 0o120000:
+                raise Problem(f"{archive.name}: member {member.filename!r} is a link or leaves the folder; refused")
+        _check_growth(archive, sum(member.file_size for member in members), limit)
+        found = [member for member in members if PurePosixPath(member.filename).name == layout.ANNOTATIONS]
+        if len(found) != 1:
+            raise Problem(f"{archive.name}: holds {len(found)} files {layout.ANNOTATIONS}; expected one")
+        source.extract(found[0], folder)
+
+
+@contextmanager
+def _whole(archive: Path, kind: str) -> Iterator[None]:
+    """Turn what the readers of broken archives raise into a `Problem`; not what a full disk raises."""
     try:
-        with zipfile.ZipFile(archive) as source:
-            members = [member for member in source.infolist() if not member.is_dir()]
-            for member in members:
-                if not layout.inside(member.filename) or (member.external_attr >> 16) & 0o170000 == 0o120000:
-                    raise Problem(f"{archive.name}: member {member.filename!r} is a link or leaves the folder; refused")
-            _check_growth(archive, sum(member.file_size for member in members), limit)
-            found = [member for member in members if PurePosixPath(member.filename).name == layout.ANNOTATIONS]
-            if len(found) != 1:
-                raise Problem(f"{archive.name}: holds {len(found)} files {layout.ANNOTATIONS}; expected one")
-            source.extract(found[0], folder)
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
-        raise Problem(f"{archive.name}: not a whole .zip ({error}); delete {archive} and run again") from error
+        yield
+    except Exception as error:
+        if isinstance(error, Problem) or (isinstance(error, OSError) and error.errno):
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise Problem(f"{archive.name}: not a whole {kind} ({reason}); delete {archive} and run again") from error
 
 
 def _check_growth(archive: Path, size: int, limit: int) -> None:
@@ -167,26 +193,24 @@ def _check_growth(archive: Path, size: int, limit: int) -> None:
         raise Problem(f"{archive.name}: expands to more than {MOST_GROWTH} times its size; refused")
 
 
-def fetch(section: parameters.Mpii, downloads: Path, out: Path) -> None:
+def fetch(section: parameters.Mpii, out: Path) -> None:
     """Download, check and extract both archives: `out` then holds images/ and the annotation file."""
-    images, annotations = (downloads / _name(url) for url in (section.images_url, section.annotations_url))
-    download(section.annotations_url, annotations)
-    download(section.images_url, images)
-    check_md5(images, section.images_md5)
-    with new_folder(out) as folder:
-        require_space(folder, images.stat().st_size, f"to extract {images.name}")
-        extract_annotations(annotations, folder)
-        extract_images(images, folder)
-        layout.annotation_file(folder), layout.images_folder(folder)
-    shutil.rmtree(downloads)
+    # Of the addresses alone: neither a corrected checksum nor a new line of code should download 12.9 GB again.
+    with resumable(out, section.images_url, section.annotations_url) as downloads:
+        images, annotations = downloads / "images.tar.gz", downloads / "annotations.zip"
+        download(section.annotations_url, annotations)
+        download(section.images_url, images)
+        check_md5(images, section.images_md5)
+        with new_folder(out) as folder:
+            require_space(folder, images.stat().st_size, f"to extract {images.name}")
+            extract_annotations(annotations, folder)
+            extract_images(images, folder)
+            layout.annotation_file(folder), layout.images_folder(folder)
 
 
-def _name(url: str) -> str:
-    return PurePosixPath(urlsplit(url).path).name
-
-
+@lock("mpii")
 def main() -> None:
-    fetch(parameters.load().mpii, DOWNLOADS, OUT)
+    fetch(parameters.load().mpii, OUT)
     print(f"mpii: {sum(1 for _ in _files(OUT))} files in {OUT}")
 
 

@@ -7,11 +7,12 @@ check, and a changed parameter that is not theirs does not run them again.
 from pathlib import Path
 
 from stages.common import parameters, problem
-from stages.common.files import new_file
+from stages.common.files import lock, new_file
 
 OUT = Path("data/params.checked")
 
 
+@lock("params")
 def main() -> None:
     parameters.load()
     with new_file(OUT) as temporary:

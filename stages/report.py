@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.common import parameters, problem
-from stages.common.files import new_file, write_json
+from stages.common.files import lock, new_file, write_json
 from stages.common.problem import Problem
 
 METRICS = Path("metrics/training.json")
@@ -37,6 +37,7 @@ def training(model: str, train: dict[str, Any], features: dict[str, Any]) -> dic
     }
 
 
+@lock("report")
 def main() -> None:
     model = parameters.load().model
     timing = Path(f"models/{model}/timing")

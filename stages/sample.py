@@ -15,7 +15,7 @@ import scipy.io
 from PIL import Image, ImageDraw
 
 from stages.common import parameters, problem
-from stages.common.files import new_folder
+from stages.common.files import lock, new_folder
 
 OUT = Path(parameters.SAMPLE)
 SEED = 20140624
@@ -319,6 +319,7 @@ def _people(people: int, labelled: bool, generator: np.random.Generator) -> Any:
     return rects
 
 
+@lock("sample")
 def main() -> None:
     images = parameters.load().sample.images
     with new_folder(OUT) as folder:

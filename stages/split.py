@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from stages.common import parameters, problem
-from stages.common.files import new_file, write_csv, write_json
+from stages.common.files import lock, new_file, write_csv, write_json
 from stages.common.problem import Problem
 
 ANNOTATIONS = Path("data/annotations.csv")
@@ -175,6 +175,7 @@ def counts(table: pd.DataFrame, few: list[str]) -> dict[str, object]:
     }
 
 
+@lock("split")
 def main() -> None:
     values = parameters.load()
     annotations = pd.read_csv(

@@ -13,11 +13,12 @@ from stages.common import networks, parameters, problem
 from stages.common.backend import device, keras
 from stages.common.batches import Part
 from stages.common.chunks import Rows
-from stages.common.files import write_csv, write_json
+from stages.common.files import lock, write_csv, write_json
 from stages.common.fitting import Log, Phase, fit
 from stages.common.parameters import MODELS, Pretrained, Scratch
 from stages.common.parts import choose, labels_of, read_split
 from stages.common.problem import Problem
+from stages.common.resuming import code, resumable, state
 from stages.common.saving import load, save
 
 RESIZED = Path("data/resized")
@@ -38,27 +39,37 @@ def _images(split: pd.DataFrame, rows: Rows) -> tuple[list[str], tuple[Part, Par
     return labels, (train, validation)
 
 
-def train_scratch(section: Scratch, seed: int, split: pd.DataFrame, log: Log) -> tuple[keras.Model, list[str], float]:
-    """Train a CNN from random weights on the resized images: the model (uint8 images to logits), its labels, its best macro F1."""
+def train_scratch(
+    section: Scratch, seed: int, split: pd.DataFrame, log: Log, done: Path
+) -> tuple[keras.Model, list[str], float]:
+    """Train a CNN from random weights on the resized images, going on from what is in the folder `done`.
+
+    Returns:
+        The model (uint8 images to logits), its labels, its best macro F1.
+    """
     rows = Rows(RESIZED, "pixels")
     labels, images = _images(split, rows)
     keras.utils.set_random_seed(seed)
     model = networks.scratch(rows.shape[0], section.pool, section.filters, section.dropout, len(labels))
-    best = fit(model, rows, images, _phase("scratch", section, seed, augment=section.augment), log)
+    best = fit(model, rows, images, _phase("scratch", section, seed, augment=section.augment), log, done)
     return model, labels, best
 
 
 def train_pretrained(
-    section: Pretrained, seed: int, split: pd.DataFrame, features: Path, log: Log
+    section: Pretrained, seed: int, split: pd.DataFrame, features: Path, log: Log, done: Path
 ) -> tuple[keras.Model, list[str], float]:
-    """Train a head on the features in `features`, then fine-tune: the model (uint8 images to logits), its labels, its best macro F1."""
+    """Train a head on the features in `features`, then fine-tune, going on from what is in the folder `done`.
+
+    Returns:
+        The model (uint8 images to logits), its labels, its best macro F1.
+    """
     pooled = Rows(features, "pooled")
     rows = pooled if section.head == "softmax" else Rows(features, "maps")
     labels, images = _images(split, rows)
     keras.utils.set_random_seed(seed)
     head = networks.head(section.head, len(labels), section.dropout, pooled.read(images[0].names))
     stored = keras.Input(rows.shape)
-    best = fit(keras.Model(stored, head(stored)), rows, images, _phase("head", section, seed), log)
+    best = fit(keras.Model(stored, head(stored)), rows, images, _phase("head", section, seed), log, done)
     backbone, _ = load(features / "backbone.keras")
     maps = backbone.output
     model = keras.Model(
@@ -70,7 +81,7 @@ def train_pretrained(
         tuning = _phase(
             "fine-tuning", section, seed, section.fine_tune_epochs, section.fine_tune_learning_rate, augment=True
         )
-        best = fit(model, Rows(RESIZED, "pixels"), images, tuning, log, least=best)
+        best = fit(model, Rows(RESIZED, "pixels"), images, tuning, log, done, least=best)
     return model, labels, best
 
 
@@ -94,31 +105,39 @@ def main() -> None:
     if len(sys.argv) != 2 or sys.argv[1] not in MODELS:
         raise Problem(f"usage: python -m stages.train {{{','.join(MODELS)}}}")
     name = sys.argv[1]
-    section = getattr(values, name)
     log = Log(f"train-{name}")
-    print(f"{log.stage}: on {device()}")
+    with lock(log.stage):
+        print(f"{log.stage}: on {device()}")
+        _run(name, getattr(values, name), values.seed, log)
+
+
+def _run(name: str, section: Scratch | Pretrained, seed: int, log: Log) -> None:
     split = read_split()
-    if isinstance(section, Scratch):
-        logits, labels, best = train_scratch(section, values.seed, split, log)
-    else:
-        logits, labels, best = train_pretrained(section, values.seed, split, FEATURES / name, log)
-    model = keras.Model(
-        logits.input, keras.layers.Softmax(dtype="float32", name="probabilities")(logits.output), name=name
-    )
-    model.trainable = True
-    save(model, Path(MODEL.format(name)), labels)
-    curves = pd.DataFrame(log.epochs)
-    write_csv(Path(CURVES.format(name)), curves.round(6))
-    best_epoch = int(np.argmax(curves["validation_macro_f1"])) + 1
-    write_json(Path(METRICS.format(name)), {name: {"validation_macro_f1": round(best, 6), "best_epoch": best_epoch}})
-    timing = {
-        "seconds": round(log.seconds, 1),
-        "epochs": len(log.epochs),
-        "images": log.images,
-        "parameters": model.count_params(),
-        "device": device(),
-    }
-    write_json(Path(TIMING.format(name)), timing)
+    path = Path(MODEL.format(name))
+    inputs = [file for folder in (RESIZED, FEATURES / name) if folder.is_dir() for file in sorted(folder.iterdir())]
+    with resumable(path, code(), device(), seed, section.model_dump(), split.to_csv(), state(inputs)) as done:
+        if isinstance(section, Scratch):
+            logits, labels, best = train_scratch(section, seed, split, log, done)
+        else:
+            logits, labels, best = train_pretrained(section, seed, split, FEATURES / name, log, done)
+        probabilities = keras.layers.Softmax(dtype="float32", name="probabilities")(logits.output)
+        model = keras.Model(logits.input, probabilities, name=name)
+        model.trainable = True
+        save(model, path, labels)
+        curves = pd.DataFrame(log.epochs)
+        write_csv(Path(CURVES.format(name)), curves.round(6))
+        best_epoch = int(np.argmax(curves["validation_macro_f1"])) + 1
+        write_json(
+            Path(METRICS.format(name)), {name: {"validation_macro_f1": round(best, 6), "best_epoch": best_epoch}}
+        )
+        timing = {
+            "seconds": round(log.seconds, 1),
+            "epochs": len(log.epochs),
+            "images": log.images,
+            "parameters": model.count_params(),
+            "device": device(),
+        }
+        write_json(Path(TIMING.format(name)), timing)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """Networks, losses, batches, saving and training: small, but the real Keras."""
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -225,18 +227,68 @@ def test_each_process_saves_the_same_bytes_whatever_the_users_keras_json(tmp_pat
     assert (tmp_path / "1.keras").read_bytes() == (tmp_path / "2000.keras").read_bytes()
 
 
-def test_what_is_no_safe_model_is_refused(tmp_path: Path) -> None:
+def rewritten(path: Path, **members: Any) -> Path:
+    """A .keras file with some of its JSON members changed, as another program would."""
+    with zipfile.ZipFile(path) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    for name, change in members.items():
+        values = json.loads(contents[f"{name}.json"])
+        contents[f"{name}.json"] = json.dumps(change(values)).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+    return path
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    saving.save(networks.scratch(32, 2, [4], 0.2, 2), tmp_path / "small.keras", ["a", "b"])
+    return tmp_path / "small.keras"
+
+
+def test_what_is_no_model_of_the_project_is_refused(tmp_path: Path, small: Path) -> None:
     with pytest.raises(Problem, match="no such model"):
         saving.load(tmp_path / "absent.keras")
     (tmp_path / "broken.keras").write_bytes(b"PK broken")
     with pytest.raises(Problem, match="not a model of this project"):
         saving.load(tmp_path / "broken.keras")
     inputs = keras.Input((2,))
+    keras.Model(inputs, keras.layers.Dense(1)(inputs)).save(tmp_path / "other.keras")
+    with pytest.raises(Problem, match="not a model of this project .*labels"):
+        saving.load(tmp_path / "other.keras")
+    for labels in ({"a": 1}, [1, 2], None):
+        with pytest.raises(Problem, match="not a model of this project .its labels are no list of names"):
+            saving.load(rewritten(small, metadata=lambda values, labels=labels: values | {"labels": labels}))
+    whole = small.read_bytes()
+    for cut in (30, len(whole) // 2, len(whole) - 10):
+        small.write_bytes(whole[:cut])
+        with pytest.raises(Problem, match="not a model"):
+            saving.load(small)
+
+
+def test_a_model_that_would_run_code_is_refused(tmp_path: Path, small: Path) -> None:
+    ran = tmp_path / "ran"
+    inputs = keras.Input((2,))
     keras.Model(inputs, keras.layers.Lambda(lambda x: x)(inputs)).save(tmp_path / "lambda.keras")
-    with zipfile.ZipFile(tmp_path / "lambda.keras", "a") as archive:
-        archive.writestr(saving.LABELS, '["a", "b"]')
-    with pytest.raises(Problem, match="not a model that is safe to load"):
+    rewritten(tmp_path / "lambda.keras", metadata=lambda values: values | {"labels": ["a", "b"]})
+    with pytest.raises(Problem, match="not a model that is whole and safe to load"):
         saving.load(tmp_path / "lambda.keras")
+
+    def of_another_module(config: Any) -> Any:
+        layer = config["config"]["layers"][1]
+        layer |= {"module": "subprocess", "class_name": "Popen", "registered_name": None}
+        layer["config"] = {"args": ["touch", str(ran)]}
+        return config
+
+    def unknown(config: Any) -> Any:
+        config["config"]["layers"][1] |= {"module": "nowhere", "class_name": "Evil", "registered_name": "x>Evil"}
+        return config
+
+    for change in (of_another_module, unknown):
+        saving.save(networks.scratch(32, 2, [4], 0.2, 2), small, ["a", "b"])
+        with pytest.raises(Problem, match="not a model that is whole and safe to load"):
+            saving.load(rewritten(small, config=change))
+    assert not ran.exists()
 
 
 def scratch_section(**changes: Any) -> Scratch:
@@ -258,7 +310,7 @@ def train_scratch(pictures: tuple[Path, pd.DataFrame], monkeypatch: pytest.Monke
     folder, split = pictures
     monkeypatch.setattr(train, "RESIZED", folder)
     log = Log("train-scratch")
-    return *train.train_scratch(section, 5, split, log), log
+    return *train.train_scratch(section, 5, split, log, Path(tempfile.mkdtemp(dir=folder.parent))), log
 
 
 @pytest.mark.slow
@@ -340,7 +392,7 @@ def test_heads_learn_on_features_and_fine_tuning_does_not_lose_it(
     )
     monkeypatch.setattr(train, "RESIZED", folder)
     log = Log("train-mobilenetv2")
-    trained, labels, best = train.train_pretrained(section, 5, split, out, log)
+    trained, labels, best = train.train_pretrained(section, 5, split, out, log, tmp_path)
     assert [row["phase"] for row in log.epochs].count("fine-tuning") == 2
     assert [row["epoch"] for row in log.epochs] == list(range(1, len(log.epochs) + 1))
     heads = [row["validation_macro_f1"] for row in log.epochs if row["phase"] == "head"]

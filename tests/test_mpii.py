@@ -8,16 +8,17 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-import requests
 
 from stages import annotate, mpii
 from stages.common import layout
 from stages.common.parameters import Mpii
 from stages.common.problem import Problem
+from stages.common.resuming import resumable
 
 
 class Server(ThreadingHTTPServer):
@@ -104,8 +105,19 @@ def serve(server: Server, images: bytes, annotations: bytes) -> Mpii:
 
 
 def fetch(section: Mpii, folder: Path) -> Path:
-    mpii.fetch(section, folder / "download", folder / "mpii")
+    mpii.fetch(section, folder / "mpii")
     return folder / "mpii"
+
+
+def downloads(section: Mpii, folder: Path) -> Path:
+    """Where `fetch` keeps what has arrived."""
+    with suppress(Interrupted), resumable(folder / "mpii", section.images_url, section.annotations_url) as found:
+        raise Interrupted
+    return found
+
+
+class Interrupted(Exception):
+    pass
 
 
 def ranges(server: Server, name: str) -> list[str | None]:
@@ -141,11 +153,13 @@ def test_a_server_without_ranges_sends_all_of_it_again(section: Mpii, server: Se
 
 
 @pytest.mark.usefixtures("no_pause")
-def test_another_run_goes_on_after_one_that_gave_up(section: Mpii, server: Server, tmp_path: Path) -> None:
-    mpii.download(section.annotations_url, tmp_path / "download/v1.zip")
-    server.cuts, server.cut = 1, 250_000
-    with pytest.raises(requests.RequestException):
-        mpii._fetch(section.images_url, tmp_path / "download/v1.tar.gz.part")
+def test_another_run_goes_on_after_one_that_gave_up(
+    section: Mpii, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mpii, "TRIES", 1)
+    server.cuts, server.cut = 2, 250_000
+    with pytest.raises(Problem, match="what has arrived is kept"):
+        fetch(section, tmp_path)
     server.asked.clear()
     fetch(section, tmp_path)
     assert ranges(server, "v1.zip") == []
@@ -154,10 +168,24 @@ def test_another_run_goes_on_after_one_that_gave_up(section: Mpii, server: Serve
 
 
 @pytest.mark.usefixtures("no_pause")
+def test_what_another_address_sent_is_removed_not_continued(
+    section: Mpii, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mpii, "TRIES", 1)
+    server.cuts, server.cut = 2, 250_000
+    with pytest.raises(Problem, match="what has arrived is kept"):
+        fetch(section, tmp_path)
+    server.files["moved/v1.tar.gz"] = server.files["v1.tar.gz"]
+    fetch(section.model_copy(update={"images_url": server.url("moved/v1.tar.gz")}), tmp_path)
+    assert ranges(server, "moved/v1.tar.gz") == [None]
+    assert [path.name for path in tmp_path.iterdir()] == ["mpii"]
+
+
+@pytest.mark.usefixtures("no_pause")
 def test_a_download_that_was_whole_already_is_not_fetched_again(section: Mpii, server: Server, tmp_path: Path) -> None:
-    (tmp_path / "download").mkdir()
-    (tmp_path / "download/v1.tar.gz.part").write_bytes(server.files["v1.tar.gz"])
+    (downloads(section, tmp_path) / "images.tar.gz.part").write_bytes(server.files["v1.tar.gz"])
     assert (fetch(section, tmp_path) / "images").is_dir()
+    assert ranges(server, "v1.tar.gz") == [f"bytes={len(server.files['v1.tar.gz'])}-"]
 
 
 @pytest.mark.usefixtures("no_pause")
@@ -181,7 +209,7 @@ def test_another_md5_is_refused_and_the_archive_deleted(section: Mpii, tmp_path:
     with pytest.raises(Problem, match=r"md5 \w+, expected 0+ "):
         fetch(section.model_copy(update={"images_md5": "0" * 32}), tmp_path)
     assert not (tmp_path / "mpii").exists()
-    assert not (tmp_path / "download/v1.tar.gz").exists()
+    assert [path.name for path in downloads(section, tmp_path).iterdir()] == ["annotations.zip"]
 
 
 def test_too_small_a_disk_is_noticed_before_the_download(
@@ -191,7 +219,7 @@ def test_too_small_a_disk_is_noticed_before_the_download(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(Problem, match="0.0 GB free, .* GB needed to download"):
         fetch(section, tmp_path)
-    assert not list((tmp_path / "download").iterdir())
+    assert not list(downloads(section, tmp_path).iterdir())
 
 
 def tar(*members: tarfile.TarInfo) -> bytes:
@@ -229,7 +257,9 @@ def test_an_unsafe_or_broken_archive_is_refused(
     with pytest.raises(Problem, match=message):
         fetch(hostile, tmp_path / "deep/er")
     assert not (tmp_path / "deep/er/mpii").exists()
-    assert {path.name for path in tmp_path.rglob("*")} <= {"deep", "er", "download", "v1.zip", "v1.tar.gz"}
+    found = {path.name for path in tmp_path.rglob("*")}
+    kept = downloads(hostile, tmp_path / "deep/er")
+    assert found == {"deep", "er", ".mpii.resume", kept.name, "annotations.zip", "images.tar.gz"}
 
 
 @pytest.mark.parametrize(

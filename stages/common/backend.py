@@ -7,10 +7,18 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 # Read when TensorFlow is loaded. The same inputs give the same bits on one machine, also on a GPU.
 os.environ.setdefault("TF_DETERMINISTIC_OPS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+def _temporary() -> IO[bytes]:
+    try:
+        return tempfile.TemporaryFile()
+    except OSError:  # a full disk should be reported by the stage, in terms of what it could not write
+        return Path(os.devnull).open("r+b")
 
 
 @contextmanager
@@ -18,7 +26,7 @@ def _held_back() -> Iterator[None]:
     """Hold back what is written to stderr, by C libraries too; show it if the block fails."""
     sys.stderr.flush()
     stderr = os.dup(2)
-    with tempfile.TemporaryFile() as held:
+    with _temporary() as held:
         os.dup2(held.fileno(), 2)
         try:
             yield

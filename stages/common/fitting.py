@@ -1,8 +1,10 @@
 """Training one phase: epochs, early stopping, and the best epoch by macro F1 on the validation part."""
 
+import json
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import numpy as np
 from stages.common.backend import keras
 from stages.common.batches import Batches, Part, Shuffle
 from stages.common.chunks import Rows
+from stages.common.files import new_file
 from stages.common.imbalance import make_loss
 from stages.common.networks import reset_randomness
 from stages.common.problem import Problem
@@ -41,8 +44,23 @@ class Log:
     seconds: float = 0.0
 
 
-def fit(model: keras.Model, rows: Rows, parts: tuple[Part, Part], phase: Phase, log: Log, least: float = -1.0) -> float:
+@dataclass
+class _Run:
+    """How far a phase is: all that its next epoch depends on, beside the weights and the optimizer."""
+
+    best: float
+    since: int = 0
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    images: int = 0
+    seconds: float = 0.0
+
+
+def fit(
+    model: keras.Model, rows: Rows, parts: tuple[Part, Part], phase: Phase, log: Log, folder: Path, least: float = -1.0
+) -> float:
     """Train `model`, which gives logits, and leave it with the weights of its best epoch.
+
+    After each epoch all that the next one depends on is written to a file in `folder`, and taken up again from there.
 
     Args:
         model: rows to logits; its trainable layers are trained.
@@ -50,25 +68,35 @@ def fit(model: keras.Model, rows: Rows, parts: tuple[Part, Part], phase: Phase, 
         parts: training and validation images.
         phase: how to train.
         log: gets one row an epoch.
+        folder: of the same model, rows, parts and phase alone.
         least: the macro F1 that the model has already: an epoch must beat it to count as better.
 
     Returns:
         The macro F1 of the best epoch on the validation images, or `least`.
 
     Raises:
-        Problem: the loss became infinite or not a number.
+        Problem: the loss became infinite or not a number, or the system refused to write.
     """
     train, validation = parts
     classes = model.output.shape[-1]
     counts = np.bincount(train.labels, minlength=classes)
     model.compile(keras.optimizers.Adam(phase.rate), make_loss(phase.imbalance, counts), metrics=["accuracy"])
-    best, best_weights, since = least, model.get_weights(), 0
-    before = len(log.epochs)
+    model.optimizer.build(model.trainable_variables)
+    checkpoint = folder / f"{phase.name}.npz"
+    run, best_weights = _Run(least), model.get_weights()
+    if checkpoint.exists():
+        run, best_weights = _restore(model, checkpoint)
+        print(f"{log.stage}: going on after epoch {run.epochs[-1]['epoch']} ({phase.name})")
+    first = len(log.epochs)
     steps = -(-len(train.names) // phase.batch_size)
-    start = time.perf_counter()
-    with progress(phase.epochs * steps, f"{log.stage} {phase.name}", "batch") as bar:
+    done = len(run.epochs)
+    with progress(phase.epochs * steps, f"{log.stage} {phase.name}", "batch", initial=done * steps) as bar:
         step = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: bar.update())
-        for epoch in range(before, before + phase.epochs):
+        for epoch in range(first + done, first + phase.epochs):
+            if run.since >= phase.patience:
+                bar.write(f"{log.stage}: stopped after {run.since} epochs without a better one")
+                break
+            start = time.perf_counter()
             reset_randomness(model, phase.seed, epoch)
             batches = Batches(rows, train, classes, phase.batch_size, Shuffle(phase.seed, epoch, phase.augment))
             seen = model.fit(batches, verbose=0, shuffle=False, callbacks=[step]).history
@@ -78,19 +106,45 @@ def fit(model: keras.Model, rows: Rows, parts: tuple[Part, Part], phase: Phase, 
                 raise Problem(
                     f"{log.stage}: the loss of epoch {epoch + 1} is not finite; nothing is saved: lower the learning rate ({phase.rate})"
                 )
-            log.epochs.append(row)
-            log.images += len(train.names)
-            better = row["validation_macro_f1"] > best
+            better = row["validation_macro_f1"] > run.best
             bar.write(_line(log.stage, row, better))
-            since = 0 if better else since + 1
+            run.since = 0 if better else run.since + 1
             if better:
-                best, best_weights = row["validation_macro_f1"], model.get_weights()
-            elif since >= phase.patience:
-                bar.write(f"{log.stage}: stopped after {since} epochs without a better one")
-                break
+                run.best, best_weights = row["validation_macro_f1"], model.get_weights()
+            run.epochs.append(row)
+            run.images += len(train.names)
+            run.seconds += time.perf_counter() - start
+            _save(model, run, best_weights, checkpoint)
     model.set_weights(best_weights)
-    log.seconds += time.perf_counter() - start
-    return best
+    log.epochs += run.epochs
+    log.images += run.images
+    log.seconds += run.seconds
+    return run.best
+
+
+def _save(model: keras.Model, run: _Run, best_weights: list[np.ndarray], path: Path) -> None:
+    optimizer = [keras.ops.convert_to_numpy(variable) for variable in model.optimizer.variables]
+    values = {"weights": model.get_weights(), "best": best_weights, "optimizer": optimizer}
+    arrays = {f"{name} {number}": array for name, arrays in values.items() for number, array in enumerate(arrays)}
+    with new_file(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, run=np.array(json.dumps(asdict(run))), **arrays)
+
+
+def _restore(model: keras.Model, path: Path) -> tuple[_Run, list[np.ndarray]]:
+    with np.load(path, allow_pickle=False) as stored:
+        weights, best, optimizer = (
+            [stored[f"{name} {number}"] for number in range(count)]
+            for name, count in (
+                ("weights", len(model.weights)),
+                ("best", len(model.weights)),
+                ("optimizer", len(model.optimizer.variables)),
+            )
+        )
+        run = _Run(**json.loads(str(stored["run"])))
+    model.set_weights(weights)
+    for variable, value in zip(model.optimizer.variables, optimizer, strict=True):
+        variable.assign(value)
+    return run, best
 
 
 def validate(model: keras.Model, rows: Rows, part: Part, batch_size: int) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """MPII's folder layout: images/ and the annotation file, directly in a folder or anywhere below it."""
 
+import re
 from collections.abc import Iterator
 from os import walk
 from pathlib import Path, PurePosixPath
@@ -31,7 +32,12 @@ def images_folder(data: Path) -> Path:
 def inside(name: str) -> bool:
     """Whether an image's name, joined to the images' folder, stays in it."""
     path = PurePosixPath(name)
-    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and not unprintable(name)
+
+
+def unprintable(text: str) -> bool:
+    """Whether `text` holds control characters, or halves of characters, which no list of one name a line survives."""
+    return bool(re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", text))
 
 
 def _walk(data: Path) -> Iterator[tuple[Path, list[str], list[str]]]:

@@ -1,8 +1,13 @@
 """Errors that the user can mend, told in one line."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
+
+# Ctrl-C, kill, and a terminal that is closed.
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Problem(Exception):
@@ -10,9 +15,13 @@ class Problem(Exception):
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call `main`; a `Problem`, or a file that the system refuses, ends the process with one line on stderr and exit code 1."""
-    # dvc sends SIGTERM to its stages; as an exception it lets `finally` blocks remove temporary files.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    """Call `main`; a `Problem`, or a file that the system refuses, ends the process with one line on stderr and exit code 1.
+
+    A signal that asks to stop ends it with one line, too, after temporary files are removed, and 128 + its number.
+    """
+    for number in STOPPING:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores the closing of the terminal
+            signal.signal(number, _stop)
     try:
         main()
     except Problem as problem:
@@ -21,5 +30,8 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(
             f"error: {error.filename or 'a file'}: {error.strerror or error}; expected a file that can be read and written"
         )
-    except KeyboardInterrupt:
-        sys.exit(130)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    os.write(2, f"\nstopped by {signal.Signals(number).name}: run again to go on\n".encode())
+    sys.exit(128 + number)

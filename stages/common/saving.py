@@ -9,31 +9,34 @@ from stages.common.backend import keras
 from stages.common.files import new_file
 from stages.common.problem import Problem
 
-LABELS = "labels.json"
+METADATA = "metadata.json"
 
 
 def save(model: keras.Model, path: Path, labels: list[str]) -> None:
-    """Write `model` to `path`; the file also holds the names of its outputs."""
+    """Write `model` to `path`; the file also holds the names of its outputs.
+
+    Raises:
+        Problem: the system refused to write.
+    """
     with new_file(path) as temporary:
         whole = temporary.with_suffix(".keras")
         try:
             model.save(whole)
             with zipfile.ZipFile(whole) as source, zipfile.ZipFile(temporary, "w") as target:
                 for name in sorted(source.namelist()):
-                    target.writestr(zipfile.ZipInfo(name), _undated(name, source.read(name)))
-                target.writestr(zipfile.ZipInfo(LABELS), json.dumps(labels, ensure_ascii=False))
+                    target.writestr(zipfile.ZipInfo(name), _settled(name, source.read(name), labels))
         finally:
             whole.unlink(missing_ok=True)
 
 
-def _undated(name: str, content: bytes) -> bytes:
+def _settled(name: str, content: bytes, labels: list[str]) -> bytes:
     if name == "config.json":
         return _renumbered(content)
-    if name != "metadata.json":
+    if name != METADATA:
         return content
-    metadata = json.loads(content)
-    metadata["date_saved"] = "1980-01-01@00:00:00"
-    return json.dumps(metadata).encode()
+    # In a file of Keras's own: for any further file it unpacks the whole archive into a temporary folder.
+    metadata = json.loads(content) | {"date_saved": "1980-01-01@00:00:00", "labels": labels}
+    return json.dumps(metadata, ensure_ascii=False).encode()
 
 
 def _renumbered(config: bytes) -> bytes:
@@ -56,13 +59,18 @@ def load(path: Path) -> tuple[keras.Model, list[str]]:
         raise Problem(f"{path}: no such model; train it with dvc repro, or name an existing one")
     try:
         with zipfile.ZipFile(path) as archive:
-            labels = json.loads(archive.read(LABELS))
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
+            labels = json.loads(archive.read(METADATA))["labels"]
+        if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+            raise TypeError("its labels are no list of names")
+    except Exception as error:  # of a file that can be anything
+        reason = str(error) if isinstance(error, TypeError) else f"{type(error).__name__}: {error}"
         raise Problem(
-            f"{path}: not a model of this project ({error}); expected a .keras file that a train stage wrote"
+            f"{path}: not a model of this project ({reason}); expected a .keras file that a train stage wrote"
         ) from error
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True), labels
     except Exception as error:
         text = " ".join(str(error).split())[:200]
-        raise Problem(f"{path}: not a model that is safe to load ({text}); train it again with dvc repro") from error
+        raise Problem(
+            f"{path}: not a model that is whole and safe to load ({text}); train it again with dvc repro"
+        ) from error

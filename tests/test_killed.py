@@ -1,0 +1,362 @@
+"""Stages that are killed, stopped, started twice or run out of disk: nothing is lost, nothing is half there."""
+
+import fnmatch
+import hashlib
+import itertools
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.conftest import ROOT, TINY, Clone, make_clone, set_parameters
+from tests.test_dvc_yaml import STAGES
+from tests.test_reproducible import md5s
+
+pytestmark = pytest.mark.slow
+
+PARAMETERS = TINY | {
+    "sample.images": 320,
+    "resize.size": 96,
+    "resize.chunk": 16,
+    "model": "mobilenetv2",
+    "scratch.epochs": 6,
+    "scratch.filters": [8, 8],
+    "mobilenetv2.epochs": 4,
+    "mobilenetv2.patience": 4,
+    "mobilenetv2.head": "conv",
+    "mobilenetv2.fine_tune_epochs": 4,
+}
+# In the order of the pipeline.
+ORDER = [
+    "params",
+    "sample",
+    "annotate",
+    "split",
+    "chunked-resize",
+    "train-scratch",
+    "features-mobilenetv2",
+    "train-mobilenetv2",
+    "evaluate",
+    "report",
+]
+HEAVY = ("features", "train", "evaluate")
+RUN = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
+# A write has two moments: when the temporary file is whole, and when it has got its name.
+KILL_AFTER_WRITES = """
+import os, signal
+left, fsync, replace = {}, os.fsync, os.replace
+def count():
+    global left
+    left -= 1
+    if left < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+def counted_fsync(file):
+    count()
+    fsync(file)
+def counted_replace(*paths):
+    replace(*paths)
+    count()
+os.fsync, os.replace = counted_fsync, counted_replace
+"""
+STATES_TIME = re.compile(r"timing|training\.json")
+
+
+def outs(stage: str) -> list[Path]:
+    """What a stage writes, as dvc.yaml says."""
+    listed: list[Any] = [out for kind in ("outs", "metrics", "plots") for out in STAGES[stage].get(kind, [])]
+    return [Path(out if isinstance(out, str) else next(iter(out))) for out in listed]
+
+
+def digests(stage: str, folder: Path) -> dict[str, str]:
+    """The md5 of each file that a stage writes, those apart that state time."""
+    paths = [path for out in outs(stage) for path in [folder / out, *(folder / out).rglob("*")] if path.is_file()]
+    return {
+        str(path.relative_to(folder)): hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+        for path in paths
+        if not STATES_TIME.search(str(path))
+    }
+
+
+def hidden(folder: Path) -> list[str]:
+    """What is left beside the outputs: pieces of unfinished work and temporary files; locks apart."""
+    found = [path for path in folder.rglob(".*") if path.name.startswith(".") and path.suffix != ".lock"]
+    return sorted(path.name for path in found)
+
+
+class Started:
+    """A stage as a process of its own, as dvc starts it: its outputs are deleted first."""
+
+    def __init__(self, stage: str, folder: Path, before: str = "") -> None:
+        for out in outs(stage):
+            shutil.rmtree(folder / out, ignore_errors=True)
+            (folder / out).unlink(missing_ok=True)
+        self.stage = stage
+        self.log = folder / "log.txt"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", before + RUN, *STAGES[stage]["cmd"].split()[2:]],
+                cwd=folder,
+                env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text(encoding="utf-8")
+
+    def wait_for(self, text: str) -> None:
+        """Wait until the stage has printed `text`, or has ended."""
+        end = time.monotonic() + 120
+        while text not in self.output and self.process.poll() is None:
+            assert time.monotonic() < end, self.output
+            time.sleep(0.005)
+
+    def send(self, number: int) -> None:
+        """Signal all processes of the stage, as a terminal does at Ctrl-C, and wait for the end."""
+        os.killpg(self.process.pid, number)
+        self.process.wait()
+
+    def finish(self) -> None:
+        """Wait for success."""
+        assert self.process.wait() == 0, self.output
+
+
+def loaded(stage: str) -> str:
+    """What a stage prints when its libraries are loaded and its work begins; nothing for those that load in no time."""
+    return "on CPU" if stage.startswith(HEAVY) else ""
+
+
+class Straight(NamedTuple):
+    """A folder in which every stage has run without a break, and the seconds that each has worked."""
+
+    folder: Path
+    seconds: dict[str, float]
+
+    def digests(self, stage: str) -> dict[str, str]:
+        return digests(stage, self.folder)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Straight:
+    folder = tmp_path_factory.mktemp("straight")
+    shutil.copy(ROOT / "params.yaml", folder)
+    set_parameters(folder / "params.yaml", PARAMETERS)
+    seconds: dict[str, float] = {}
+    for stage in ORDER:
+        started = Started(stage, folder)
+        started.wait_for(loaded(stage))
+        begin = time.perf_counter()
+        started.finish()
+        seconds[stage] = time.perf_counter() - begin
+    assert hidden(folder) == []
+    return Straight(folder, seconds)
+
+
+@pytest.fixture
+def folder(straight: Straight, tmp_path: Path) -> Path:
+    return shutil.copytree(straight.folder, tmp_path / "copy")
+
+
+@pytest.mark.parametrize("stage", [stage for stage in ORDER if stage != "train-mobilenetv2"])
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(straight: Straight, folder: Path, stage: str) -> None:
+    expected = straight.digests(stage)
+    generator = random.Random(stage)  # noqa: S311
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
+        started = Started(stage, folder)
+        started.wait_for(loaded(stage))
+        time.sleep(generator.uniform(0, straight.seconds[stage]))
+        started.send(number)
+        if number != signal.SIGKILL and started.process.returncode == 128 + number:
+            assert f"stopped by {signal.Signals(number).name}: run again to go on" in started.output
+            assert "Traceback" not in started.output
+            assert not [name for name in hidden(folder) if name.endswith(".tmp")]
+        assert digests(stage, folder).items() <= expected.items()  # whole files or none
+    Started(stage, folder).finish()
+    assert digests(stage, folder) == expected
+    assert hidden(folder) == []
+
+
+@pytest.mark.parametrize("stage", ["annotate", "split", "chunked-resize", "train-scratch", "report"])
+def test_killed_while_it_writes_it_ends_with_the_same_bytes(straight: Straight, folder: Path, stage: str) -> None:
+    expected = straight.digests(stage)
+    light = not stage.startswith(HEAVY)
+    for writes in range(12) if light else (3, 4, 9):
+        started = Started(stage, folder, before=KILL_AFTER_WRITES.format(writes))
+        ended = started.process.wait() == 0
+        assert digests(stage, folder).items() <= expected.items()
+        if ended and light:
+            break
+    Started(stage, folder).finish()
+    assert digests(stage, folder) == expected
+    assert hidden(folder) == []
+
+
+def epochs(output: str) -> list[int]:
+    return [int(number) for number in re.findall(r": epoch (\d+) \(", output)]
+
+
+def test_no_epoch_is_trained_again_but_the_one_that_was_lost(straight: Straight, folder: Path) -> None:
+    stage = "train-mobilenetv2"
+    seen: list[list[int]] = []
+    generator = random.Random(1)  # noqa: S311
+    # Within the head's epochs, between the two phases, and within fine-tuning.
+    for epoch, number in ((2, signal.SIGKILL), (4, signal.SIGKILL), (5, signal.SIGTERM), (6, signal.SIGINT)):
+        started = Started(stage, folder)
+        started.wait_for(f": epoch {epoch} (")
+        time.sleep(generator.uniform(0, 0.2))
+        started.send(number)
+        seen.append(epochs(started.output))
+    last = Started(stage, folder)
+    last.finish()
+    seen.append(epochs(last.output))
+    for earlier, later in itertools.pairwise(seen):
+        assert earlier[-1] <= later[0] <= earlier[-1] + 1
+    assert seen[-1][-1] == 8
+    assert "going on after epoch 4 (head)" in last.output
+    assert digests(stage, folder) == straight.digests(stage)
+    assert hidden(folder) == []
+    assert json.loads((folder / "models/mobilenetv2/timing/train.json").read_text())["epochs"] == 8
+
+
+@pytest.mark.parametrize("stage", ["chunked-resize", "features-mobilenetv2"])
+def test_no_chunk_is_made_again(straight: Straight, folder: Path, stage: str) -> None:
+    (out,) = [out for out in outs(stage) if out.parts[0] == "data"]
+    pieces = folder / out.with_name(f".{out.name}.resume")
+    started = Started(stage, folder)
+    while len(list(pieces.glob("*/*.h5"))) < 4:
+        assert started.process.poll() is None, started.output
+    started.send(signal.SIGKILL)
+    made = {path.name: path.stat().st_mtime_ns for path in pieces.glob("*/*.h5")}
+    last = Started(stage, folder)
+    last.finish()
+    assert f"going on: {len(made)} of 15 chunks are there already" in last.output
+    assert made.items() <= {path.name: path.stat().st_mtime_ns for path in (folder / out).iterdir()}.items()
+    assert digests(stage, folder) == straight.digests(stage)
+
+
+def test_what_another_seed_has_done_is_removed_not_continued(folder: Path) -> None:
+    kept = folder / "models/scratch/.model.keras.resume"
+    runs: list[str] = []
+    for seed in (1, 2, 2):
+        set_parameters(folder / "params.yaml", {"seed": seed})
+        started = Started("train-scratch", folder)
+        started.wait_for(": epoch 3 (")
+        started.send(signal.SIGKILL)
+        runs.append(started.output)
+        assert len(list(kept.iterdir())) == 1
+    assert ["going on" in run for run in runs] == [False, False, True]
+
+
+def test_a_second_process_says_which_one_holds_the_stage(straight: Straight, folder: Path) -> None:
+    first = Started("train-scratch", folder)
+    first.wait_for(": epoch 2 (")
+    first.process.send_signal(signal.SIGSTOP)
+    second = subprocess.run(
+        [sys.executable, "-m", "stages.train", "scratch"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert second.returncode == 1
+    (line,) = second.stderr.splitlines()
+    assert f"train-scratch is being run by process {first.process.pid} (python -m stages.train scratch, since" in line
+    assert "which holds data/.train-scratch.lock" in line
+    first.process.send_signal(signal.SIGCONT)
+    first.finish()
+    assert digests("train-scratch", folder) == straight.digests("train-scratch")
+
+
+@pytest.mark.parametrize(
+    ("stage", "most", "named"),
+    [
+        ("chunked-resize", 100, "data/.resized.resume/*.h5"),
+        ("features-mobilenetv2", 1000, "data/features/.mobilenetv2.resume/*/backbone.keras"),
+        ("train-scratch", 100, "models/scratch/.model.keras.resume/*/scratch.npz"),
+        ("evaluate", 1, "data/predictions.csv"),
+    ],
+)
+def test_a_full_disk_is_one_line_that_names_the_path_and_keeps_what_is_done(
+    straight: Straight, folder: Path, stage: str, most: int, named: str
+) -> None:
+    command = f"ulimit -f {most}; {STAGES[stage]['cmd']} 2>&1 | cat; exit ${{PIPESTATUS[0]}}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    result = subprocess.run(
+        ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 1, result.stdout
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("error: ")]
+    assert fnmatch.fnmatch(line, f"error: could not write {named}: File too large; free some space*")
+    assert "Traceback" not in result.stdout
+    assert digests(stage, folder) == straight.digests(stage)  # the older output is as it was
+    assert not [name for name in hidden(folder) if name.endswith((".tmp", ".keras"))]
+    assert len(list(folder.glob("data/features/.*.resume/*/*.h5"))) == (15 if "backbone" in named else 0)
+
+
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A repository in which dvc has run everything without a break."""
+    clone = make_clone(tmp_path_factory.mktemp("origin") / "origin")
+    clone.set(scratch__epochs=12, scratch__patience=12)
+    clone.run("git", "commit", "-qam", "More epochs")
+    clone.run("dvc", "repro")
+    return clone
+
+
+@pytest.fixture
+def clone(origin: Clone, tmp_path: Path) -> Clone:
+    origin.run("git", "clone", "-q", ".", str(tmp_path / "clone"))
+    return Clone(tmp_path / "clone")
+
+
+def test_a_stage_orphaned_by_a_killed_dvc_is_named_and_its_work_is_not_lost(
+    origin: Clone, clone: Clone, tmp_path: Path
+) -> None:
+    log = tmp_path / "log.txt"
+    with log.open("wb") as file:
+        dvc = subprocess.Popen(["dvc", "repro"], cwd=clone.path, stdout=file, stderr=file)
+    while ": epoch 2 (" not in log.read_text():
+        assert dvc.poll() is None, log.read_text()
+        time.sleep(0.01)
+    dvc.kill()
+    dvc.wait()
+    stage = int((clone.path / "data/.train-scratch.lock").read_text().split()[1])
+    os.kill(stage, signal.SIGSTOP)
+    shown = clone.run("dvc", "repro", ok=False)
+    (line,) = [line for line in shown.splitlines() if line.startswith("error: ")]
+    assert f"train-scratch is being run by process {stage} (python -m stages.train scratch, since" in line
+    assert "Traceback" not in shown
+    os.kill(stage, signal.SIGCONT)
+    while (clone.path / f"/proc/{stage}").exists():
+        time.sleep(0.01)
+    assert "going on after epoch 12 (scratch)" in clone.run("dvc", "repro")
+    assert md5s(clone) == md5s(origin)
+    assert not list(clone.path.glob("models/scratch/.*"))
+
+
+def test_a_dvc_that_is_killed_with_its_stage_goes_on_where_it_was(origin: Clone, clone: Clone, tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    for sign, number in ((": epoch 2 (", signal.SIGKILL), (": epoch 6 (", signal.SIGINT)):
+        with log.open("wb") as file:
+            dvc = subprocess.Popen(["dvc", "repro"], cwd=clone.path, stdout=file, stderr=file, start_new_session=True)
+        while sign not in log.read_text():
+            assert dvc.poll() is None, log.read_text()
+            time.sleep(0.01)
+        os.killpg(dvc.pid, number)
+        dvc.wait()
+    shown = clone.run("dvc", "repro")
+    assert "Running stage 'chunked-resize'" not in shown
+    assert epochs(shown)[0] >= 6
+    assert md5s(clone) == md5s(origin)

@@ -1,0 +1,66 @@
+"""Two fresh clones on one machine end with the same bytes, for each model, whatever the number of worker processes."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import yaml
+
+from stages.common.parameters import MODELS
+from tests.conftest import Clone, make_clone
+
+pytestmark = pytest.mark.slow
+
+LOCKS = ("dvc.lock", "data/dvc.lock", "models/dvc.lock")
+STATE_TIME = (
+    "models/{}/timing",
+    "models/{}/timing/train.json",
+    "models/{}/timing/features.json",
+    "metrics/training.json",
+)
+
+
+def md5s(clone: Clone) -> dict[str, Any]:
+    """What the lock files say of each stage: parameters, and size and md5 of each input and output; time apart."""
+    found: dict[str, Any] = {}
+    timing = {path.format(model) for path in STATE_TIME for model in MODELS}
+    for lock in LOCKS:
+        for name, stage in yaml.safe_load((clone.path / lock).read_text(encoding="utf-8"))["stages"].items():
+            entries = {
+                e["path"]: e for kind in ("deps", "outs") for e in stage.get(kind, []) if e["path"] not in timing
+            }
+            found[name] = {"params": stage.get("params"), **entries}
+    return found
+
+
+@pytest.fixture(scope="module")
+def clones(tmp_path_factory: pytest.TempPathFactory) -> list[Clone]:
+    """Two git clones of one commit, in which dropout, augmentation and fine-tuning are on."""
+    folder = tmp_path_factory.mktemp("reproducible")
+    origin = make_clone(folder / "origin")
+    origin.set(scratch__augment=True, scratch__dropout=0.5, resize__chunk=16)
+    heads = {"vgg16": "softmax", "xception": "conv", "mobilenetv2": "conv"}
+    for model, head in heads.items():
+        changes = {"dropout": 0.3, "head": head, "epochs": 2, "fine_tune_epochs": 1, "fine_tune_learning_rate": 0.001}
+        origin.set(**{f"{model}__{key}": value for key, value in changes.items()})
+    origin.run("git", "commit", "-qam", "Everything random on")
+    for name in ("one", "other"):
+        origin.run("git", "clone", "-q", str(origin.path), str(folder / name))
+    one, other = Clone(folder / "one"), Clone(folder / "other")
+    # One worker process here, as many as there are processors there.
+    one.run("taskset", "-c", str(min(os.sched_getaffinity(0))), "dvc", "repro", "chunked-resize")
+    return [one, other]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_two_clones_write_the_same_lock_files(clones: list[Clone], model: str) -> None:
+    for clone in clones:
+        clone.set(model=model)
+    with ThreadPoolExecutor() as pool:  # at once: what else the machine does must not matter either
+        list(pool.map(lambda clone: clone.run("dvc", "repro"), clones))
+    one, other = map(md5s, clones)
+    assert one == other
+    outputs = one["evaluate"].keys() | one[f"train-{model}"].keys()
+    assert {"data/predictions.csv", "metrics/evaluation.json", f"models/{model}/model.keras"} <= outputs
+    assert all("md5" in entry for stage in one.values() for key, entry in stage.items() if key != "params")
