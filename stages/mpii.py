@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 import requests
 
 from stages.common import layout, parameters, problem
-from stages.common.files import lock, new_folder
+from stages.common.files import lock, new_folder, refused
 from stages.common.problem import Problem
 from stages.common.progress import progress
 from stages.common.resuming import resumable
@@ -54,6 +54,8 @@ def download(url: str, path: Path, pause: float = 2.0) -> None:
             if failures >= TRIES or not _worth_another_try(error):
                 raise Problem(f"{url}: {_reason(error)}; what has arrived is kept: run again to go on") from error
             time.sleep(pause * 2 ** (failures - 1))
+        except OSError as error:
+            raise refused(part, error) from error
         else:
             part.replace(path)
             return

@@ -1,6 +1,7 @@
 """Reading MPII's annotation file, with everything odd in it."""
 
 import os
+import pickle
 import signal
 from collections import Counter
 from collections.abc import Callable
@@ -141,6 +142,28 @@ def test_a_file_that_crashes_the_reader_is_one_problem(tmp_path: Path, monkeypat
     monkeypatch.setattr(annotate, "_read", _crash)
     with pytest.raises(Problem, match="so broken that reading it crashes"):
         annotate.read(tmp_path / "a.mat")
+
+
+def test_a_small_file_that_wants_much_memory_is_one_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(annotate, "MOST_MEMORY", 256 << 20)
+    scipy.io.savemat(tmp_path / "bomb.mat", {"RELEASE": np.zeros(300 << 20, np.uint8)}, do_compression=True)
+    assert (tmp_path / "bomb.mat").stat().st_size < 1 << 20
+    with pytest.raises(Problem, match=r"bomb.mat: reading it takes more than"):
+        annotate.read(tmp_path / "bomb.mat")
+
+
+def test_what_is_no_file_is_one_problem_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mat")
+    (tmp_path / "zeros.mat").symlink_to("/dev/zero")
+    (tmp_path / "pickle.mat").write_bytes(pickle.dumps({"RELEASE": 1}) * 20)
+    for name in ("pipe", "zeros", "pickle"):
+        with pytest.raises(Problem, match=rf"{name}.mat: not a (MATLAB 5 )?file"):
+            annotate.read(tmp_path / f"{name}.mat")
+
+
+@pytest.mark.parametrize("name", ["a\n.jpg", "\x00.jpg", "\ud800.jpg"])
+def test_names_that_no_list_survives_are_refused(name: str) -> None:
+    assert not layout.inside(name)
 
 
 def test_other_structs_are_one_problem(tmp_path: Path) -> None:

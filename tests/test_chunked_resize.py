@@ -1,17 +1,21 @@
 """Decoding and resizing: right pixels, bad images as counted values, the same bytes for any number of workers."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from stages import chunked_resize
+from stages import chunked_resize, split
 from stages.common import chunks
 from stages.common.chunks import Rows
 from stages.common.decoding import BadImage, decode
+from stages.common.files import write_csv
+from stages.common.parts import read_split
 from stages.common.problem import Problem
 from tests.conftest import set_parameters
 
@@ -67,6 +71,9 @@ def test_exif_orientation_is_undone(tmp_path: Path, orientation: int) -> None:
     exif[0x0112] = orientation
     stored.save(tmp_path / "a.png", exif=exif)
     np.testing.assert_array_equal(decode(tmp_path / "a.png", 48), reference(PICTURE))
+    stored.save(tmp_path / "a.jpg", exif=exif)
+    with Image.open(tmp_path / "a.jpg") as image:
+        np.testing.assert_array_equal(decode(tmp_path / "a.jpg", 48), reference(ImageOps.exif_transpose(image)))
 
 
 def test_a_broken_exif_loses_no_image(tmp_path: Path) -> None:
@@ -148,6 +155,39 @@ def test_bad_images_are_counted_named_and_left_out(
         assert name not in rows
     for name in (good[0], good[-1]):
         np.testing.assert_array_equal(rows.read([name])[0], decode(images / name, 72))
+
+
+def test_names_of_all_kinds_arrive(workspace: Path, drawn: Path) -> None:
+    names = [
+        "a  b.jpg",
+        "ü ñ 日本.jpg",
+        "line\u2028separator.jpg",
+        "no\u00a0break.jpg",
+        " first.jpg",
+        "in/folder.jpg",
+        '"q",.jpg',
+    ]
+    rows = [f"{number}.jpg" for number in range(9)] + names
+    table = pd.DataFrame({"image": rows, "category": ["a", "b"] * 8, "activity": "", "video": range(16)})
+    table = table.assign(people=1, labelled=True)
+    folder = workspace / "photos/images"
+    (folder / "in").mkdir(parents=True)
+    for name in rows:
+        PICTURE.save(folder / name, "JPEG")
+    set_parameters(Path("params.yaml"), {"data": "photos"})
+    write_csv(split.ANNOTATIONS, table)
+    split.main()
+    chunked_resize.main()
+    assert list(Rows(chunked_resize.OUT, "pixels").places) == rows
+    assert list(read_split()["image"]) == rows
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_an_unreadable_file_is_a_bad_image(tmp_path: Path) -> None:
+    PICTURE.save(tmp_path / "a.jpg")
+    (tmp_path / "a.jpg").chmod(0)
+    with pytest.raises(BadImage, match="Permission denied"):
+        decode(tmp_path / "a.jpg", 48)
 
 
 def test_any_number_of_workers_writes_the_same_bytes(drawn: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import f1_score
 
 from stages import evaluate, report
 from stages.common import chunks, networks, saving
@@ -31,6 +32,31 @@ def test_the_report_has_every_label_by_support() -> None:
     assert table.loc[table["label"] == "b", ["precision", "recall", "f1"]].to_numpy().tolist() == [
         [pytest.approx(2 / 3, abs=1e-6), 1.0, pytest.approx(0.8)]
     ]
+
+
+@pytest.mark.parametrize(
+    ("truth", "predicted", "macro", "weighted"),
+    [
+        # a label in test that train has not: it can't be found, and counts as 0
+        (["a", "a", "new"], ["a", "b", "a"], (0.5 + 0) / 2, (2 * 0.5 + 0) / 3),
+        # a label that is never predicted counts as 0
+        (["a", "a", "b"], ["a", "a", "a"], (0.8 + 0) / 2, (2 * 0.8 + 0) / 3),
+        # a label that is predicted and does not occur is no label to find; the image's own label misses it
+        (["a", "a"], ["a", "b"], 2 / 3, 2 / 3),
+        (["a"], ["b"], 0.0, 0.0),
+        (["a"], ["a"], 1.0, 1.0),
+    ],
+)
+def test_scores_of_odd_cases_are_defined(truth: list[str], predicted: list[str], macro: float, weighted: float) -> None:
+    scores = evaluate.score(pd.DataFrame({"label": truth, "prediction": predicted}))
+    assert scores["macro_f1"] == pytest.approx(macro, abs=1e-6)
+    assert scores["weighted_f1"] == pytest.approx(weighted, abs=1e-6)
+    present = sorted(set(truth))
+    for average, value in (("macro", macro), ("weighted", weighted)):
+        theirs = f1_score(truth, predicted, labels=present, average=average, zero_division=0)
+        assert value == pytest.approx(theirs)
+    table = evaluate.report(pd.DataFrame({"label": truth, "prediction": predicted}), sorted({*truth, *predicted}))
+    assert np.isfinite(table[["precision", "recall", "f1"]].to_numpy()).all()
 
 
 @pytest.fixture

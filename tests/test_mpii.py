@@ -2,7 +2,11 @@
 
 import hashlib
 import io
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -19,10 +23,11 @@ from stages.common import layout
 from stages.common.parameters import Mpii
 from stages.common.problem import Problem
 from stages.common.resuming import resumable
+from tests.conftest import ROOT, set_parameters
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `files`; `cut` bytes at most of each answer while `cuts` lasts; with or without ranges."""
+    """Serves `files`; `cut` bytes at most of each answer while `cuts` lasts; with or without ranges; with pauses."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -32,6 +37,8 @@ class Server(ThreadingHTTPServer):
         self.cut = 0
         self.asked: list[tuple[str, str | None]] = []
         self.status = 200
+        self.pause = 0.0
+        self.wait = threading.Event()
 
     def url(self, name: str) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}/{name}"
@@ -65,7 +72,10 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.cuts:
             self.server.cuts -= 1
             body = body[: self.server.cut]
-        self.wfile.write(body)
+        with suppress(ConnectionError):  # a client that was killed
+            for start in range(0, len(body), mpii.BLOCK):
+                self.wfile.write(body[start : start + mpii.BLOCK])
+                self.server.wait.wait(self.server.pause)
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -167,6 +177,29 @@ def test_another_run_goes_on_after_one_that_gave_up(
     assert 250_000 - mpii.BLOCK < resumed_at(wanted) <= 250_000
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_killed_download_goes_on_where_it_was(section: Mpii, server: Server, workspace: Path, number: int) -> None:
+    values = {f"mpii.{key}": value for key, value in section.model_dump().items()}
+    set_parameters(workspace / "params.yaml", values)
+    command = [sys.executable, "-m", "stages.mpii"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    server.pause = 0.05
+    process = subprocess.Popen(command, cwd=workspace, env=environment, stderr=subprocess.PIPE, text=True)
+    while not any(part.stat().st_size > 200_000 for part in workspace.glob("data/raw/.mpii.resume/*/images.*.part")):
+        assert process.poll() is None
+    process.send_signal(number)
+    assert "Traceback" not in process.communicate()[1]
+    server.pause = 0
+    server.asked.clear()
+    subprocess.run(command, cwd=workspace, env=environment, check=True, capture_output=True)
+    ((name, wanted),) = server.asked
+    assert name == "v1.tar.gz"
+    assert resumed_at(wanted) > 200_000 - mpii.BLOCK
+    images = layout.images_folder(workspace / "data/raw/mpii")
+    assert len(annotate.present(annotate.read(layout.annotation_file(workspace / "data/raw/mpii")), images)) == 160
+    assert [path.name for path in (workspace / "data/raw").iterdir()] == ["mpii"]
+
+
 @pytest.mark.usefixtures("no_pause")
 def test_what_another_address_sent_is_removed_not_continued(
     section: Mpii, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -244,7 +277,11 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "", size: int =
         (tar(member("images/link.jpg", tarfile.SYMTYPE, "/etc/passwd")), "is a link"),
         (tar(member("images/hard.jpg", tarfile.LNKTYPE, "../../outside")), "is a link"),
         (tar(member("images/device", tarfile.CHRTYPE)), "a device"),
+        (tar(member("images/pipe", tarfile.FIFOTYPE)), "a device"),
+        (tar(member("images/\n.jpg")), "leaves the folder"),
         (tar(member("images/bomb.jpg", size=5_000_000)), "expands to more than"),
+        (tar(member("./" + "x" * 5_000_000)), "expands to more than"),
+        (tar(*(member(f"images/{number}.jpg") for number in range(20_000))), "expands to more than"),
         (b"\x1f\x8b broken", "not a whole .tar.gz"),
         (tar(member("images/a.jpg", size=9))[:-20], "not a whole .tar.gz"),
         (tar(member("photos/a.jpg")), "holds no images/"),

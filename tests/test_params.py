@@ -95,6 +95,13 @@ def test_what_is_no_mapping_of_plain_values_is_one_problem(tmp_path: Path, text:
         parameters.load(written(tmp_path, text))
 
 
+def test_aliases_that_explode_are_refused_at_once(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30)]
+    with pytest.raises(Problem, match="aliases .* are not allowed"):
+        parameters.load(written(tmp_path, COMMITTED + "\n".join(lines)))
+
+
 def test_floats_as_dvc_writes_them(tmp_path: Path) -> None:
     values = parameters.load(written(tmp_path, COMMITTED.replace("learning_rate: 0.002", "learning_rate: 1e-05", 1)))
     assert values.scratch.learning_rate == 1e-05

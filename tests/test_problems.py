@@ -103,6 +103,17 @@ def _fail(half_done: AbstractContextManager[Path], error: Exception) -> None:
         raise error
 
 
+def test_what_killed_processes_left_is_removed_and_what_lives_is_not(tmp_path: Path) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for name in (f".a.txt.{dead.pid}.tmp", f".a.txt.{dead.pid}.keras", ".a.txt.resume", ".a.txt.1.tmp", ".b.txt.2.tmp"):
+        (tmp_path / name).touch()
+    (tmp_path / f".a.txt.{dead.pid}.old.tmp").mkdir()
+    with new_file(tmp_path / "a.txt") as temporary:
+        temporary.write_text("new")
+    assert {path.name for path in tmp_path.iterdir()} == {"a.txt", ".a.txt.resume", ".a.txt.1.tmp", ".b.txt.2.tmp"}
+
+
 def test_a_dead_worker_is_one_problem(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = sorted(path.name for path in (drawn / "images").iterdir())
     monkeypatch.setattr(chunked_resize, "resize_chunk", _die)

@@ -68,7 +68,7 @@ def new_file(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, RuntimeError) as error:  # HDF5 may notice a full disk when it closes the file: a RuntimeError
-        raise _refused(path, error) from error
+        raise refused(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -92,7 +92,7 @@ def new_folder(path: Path) -> Iterator[Path]:
             path.replace(old)
         temporary.replace(path)
     except OSError as error:
-        raise _refused(path, error) from error
+        raise refused(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
@@ -124,7 +124,8 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _refused(path: Path, error: Exception) -> Problem:
+def refused(path: Path, error: Exception) -> Problem:
+    """The problem that the system refused to write `path`."""
     reason = getattr(error, "strerror", None) or str(error)
     return Problem(f"could not write {path}: {reason}; free some space or check the permissions, then run again")
 
