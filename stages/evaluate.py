@@ -9,10 +9,11 @@ from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 from stages.common import parameters, problem
 from stages.common.backend import device, keras
 from stages.common.chunks import Rows
-from stages.common.files import lock, write_csv, write_json
+from stages.common.files import lock, new_file, write_csv, write_json
 from stages.common.parts import SPLIT, choose, labels_of, read_split
 from stages.common.problem import Problem
 from stages.common.progress import progress
+from stages.common.resuming import code, resumable, state
 from stages.common.saving import load
 from stages.common.scores import f1
 
@@ -24,19 +25,25 @@ CONFUSION = Path("plots/confusion.csv")
 BATCH = 32
 
 
-def predict(model: keras.Model, labels: list[str], rows: Rows, test: pd.DataFrame) -> pd.DataFrame:
-    """Predict every image of `test` (columns image, video, label).
+def predict(model: keras.Model, labels: list[str], rows: Rows, test: pd.DataFrame, done: Path) -> pd.DataFrame:
+    """Predict every image of `test` (columns image, video, label), going on from what is in the folder `done`.
 
     Returns:
         One row an image: image, video, label, prediction, probability, and the probability of each label.
     """
     images = list(test["image"])
-    probabilities = np.empty((len(images), len(labels)))
-    with progress(len(images), "evaluate", "image") as bar:
-        for start in range(0, len(images), BATCH):
-            part = images[start : start + BATCH]
-            probabilities[start : start + BATCH] = model.predict_on_batch(rows.read(part))
-            bar.update(len(part))
+    batches = {done / f"{start:06d}.npy": images[start : start + BATCH] for start in range(0, len(images), BATCH)}
+    left = {path: batch for path, batch in batches.items() if not path.exists()}
+    if len(left) < len(batches):
+        print(f"evaluate: going on: {len(batches) - len(left)} of {len(batches)} batches are there already")
+    waiting = sum(map(len, left.values()))
+    with progress(len(images), "evaluate", "image", initial=len(images) - waiting) as bar:
+        for path, batch in left.items():
+            predicted = np.asarray(model.predict_on_batch(rows.read(batch)))
+            with new_file(path) as temporary, temporary.open("wb") as file:
+                np.save(file, predicted)
+            bar.update(len(batch))
+    probabilities = np.concatenate([np.load(path, allow_pickle=False) for path in batches]).astype(np.float64)
     table = test[["image", "video", "label"]].reset_index(drop=True)
     table["prediction"] = np.array(labels)[probabilities.argmax(axis=1)]
     table["probability"] = probabilities.max(axis=1)
@@ -83,7 +90,9 @@ def main() -> None:
         )
     test = choose(split, "test", rows)
     print(f"evaluate: {values.model}, on {device()}")
-    write_csv(PREDICTIONS, predict(model, labels, rows, test))
+    inputs = state([path, *sorted(RESIZED.iterdir())])
+    with resumable(PREDICTIONS, code(), device(), test.to_csv(), inputs) as done:
+        write_csv(PREDICTIONS, predict(model, labels, rows, test, done))
     predictions = pd.read_csv(
         PREDICTIONS, keep_default_na=False, dtype={"image": str, "video": str, "label": str, "prediction": str}
     )
