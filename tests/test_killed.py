@@ -188,6 +188,13 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(straight: Straight
     assert hidden(folder) == []
 
 
+def test_ctrl_c_while_libraries_are_loaded_is_one_line(folder: Path) -> None:
+    before = "import os, signal, threading; threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start(); "
+    started = Started("train-scratch", folder, before=before)
+    assert started.process.wait() != 0
+    assert started.output.strip() == "stopped by SIGINT: run again to go on"
+
+
 @pytest.mark.parametrize("stage", ["annotate", "split", "chunked-resize", "train-scratch", "report"])
 def test_killed_while_it_writes_it_ends_with_the_same_bytes(straight: Straight, folder: Path, stage: str) -> None:
     expected = straight.digests(stage)
