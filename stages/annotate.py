@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import scipy.io
 
-from stages.common import layout, parameters, problem
+from stages.common import layout, parameters, problem, workers
 from stages.common.files import lock, write_csv, write_json
 from stages.common.problem import Problem
 
@@ -34,7 +34,7 @@ def read(path: Path) -> pd.DataFrame:
         Problem: not a whole MATLAB 5 file, or without MPII's RELEASE struct.
     """
     # In a process of its own: scipy does not raise but crashes on some damaged files.
-    with ProcessPoolExecutor(1, initializer=_limit_memory) as pool:
+    with ProcessPoolExecutor(1, initializer=_prepare) as pool:
         try:
             return pool.submit(_read, path).result()
         except BrokenProcessPool as error:
@@ -43,7 +43,8 @@ def read(path: Path) -> pd.DataFrame:
             raise Problem(f"{path}: reading it takes more than {MOST_MEMORY >> 30} GiB; download it again") from error
 
 
-def _limit_memory() -> None:
+def _prepare() -> None:
+    workers.prepare()
     with suppress(OSError):  # only Linux has /proc, and a system that heeds the limit
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
         most = pages * resource.getpagesize() + MOST_MEMORY

@@ -6,12 +6,9 @@ processes. Memory is one chunk a worker, whatever the number of images.
 
 import json
 import os
-import signal
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import connection, parent_process
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +19,7 @@ from stages.common.files import lock, new_folder, write_json
 from stages.common.problem import Problem
 from stages.common.progress import progress
 from stages.common.resuming import code, publish, resumable, state
+from stages.common.workers import prepare
 
 IMAGES = Path("data/images.txt")
 OUT = Path("data/resized")
@@ -70,7 +68,7 @@ def resize(names: list[str], images: Path, size: int, chunk: int, folder: Path, 
     waiting = sum(len(part) for part in left.values())
     with (
         progress(len(names), "chunked-resize", "image", initial=len(names) - waiting) as bar,
-        ProcessPoolExecutor(max(1, min(workers, len(left))), initializer=_prepare_worker) as pool,
+        ProcessPoolExecutor(max(1, min(workers, len(left))), initializer=prepare) as pool,
     ):
         futures = {pool.submit(resize_chunk, part, images, size, out): len(part) for out, part in left.items()}
         try:
@@ -85,24 +83,6 @@ def resize(names: list[str], images: Path, size: int, chunk: int, folder: Path, 
             pool.shutdown(wait=True, cancel_futures=True)
     bad = [json.loads(_bad_of(out).read_text(encoding="utf-8")) for out in jobs if _bad_of(out).exists()]
     return {name: reason for part in bad for name, reason in part.items()}
-
-
-def _prepare_worker() -> None:
-    # Signals may go to all processes of the stage, but the parent says when to stop: after the chunks in work.
-    for number in problem.STOPPING:
-        signal.signal(number, signal.SIG_IGN)
-    _end_with_parent()
-
-
-def _end_with_parent() -> None:
-    """Let this worker end when its parent is killed, rather than wait for work for ever."""
-
-    def watch() -> None:
-        if (parent := parent_process()) is not None:
-            connection.wait([parent.sentinel])
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 @lock("chunked-resize")

@@ -210,6 +210,19 @@ def test_killed_while_it_writes_it_ends_with_the_same_bytes(straight: Straight, 
     assert hidden(folder) == []
 
 
+@pytest.mark.parametrize("stage", ["annotate", "chunked-resize"])
+def test_no_worker_outlives_its_stage(folder: Path, stage: str) -> None:
+    started = Started(stage, folder)
+    children = Path(f"/proc/{started.process.pid}/task/{started.process.pid}/children")
+    while not (workers := children.read_text().split()):
+        assert started.process.poll() is None
+    started.process.kill()
+    end = time.monotonic() + 20
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 def epochs(output: str) -> list[int]:
     return [int(number) for number in re.findall(r": epoch (\d+) \(", output)]
 
