@@ -59,8 +59,10 @@ def test_a_changed_replaced_or_missing_file_is_another_state(tmp_path: Path) -> 
     path.write_bytes(b"three")
     os.utime(path, ns=(0, changed[0][2]))
     replaced = state([path])
+    path.chmod(0o400)
+    readable = state([path])
     path.unlink()
-    states = [first, changed, replaced, state([path]), state([])]
+    states = [first, changed, replaced, readable, state([path]), state([])]
     assert all(one != other for number, one in enumerate(states) for other in states[:number])
 
 

@@ -63,16 +63,16 @@ def _ours(name: str, module: Any) -> bool:
 
 
 def state(paths: Iterable[Path]) -> list[Any]:
-    """Name, size in bytes and time of change of each file: what dvc, too, goes by to see whether a file has changed."""
-    return [[path.name, *_size_and_time(path)] for path in paths]
+    """Name, size in bytes, time of change and permissions of each file: what dvc, too, goes by to see whether it has changed."""
+    return [[path.name, *_status(path)] for path in paths]
 
 
-def _size_and_time(path: Path) -> tuple[int, int]:
+def _status(path: Path) -> tuple[int, ...]:
     try:
         found = path.stat()
     except OSError:
-        return -1, -1
-    return found.st_size, found.st_mtime_ns
+        return ()
+    return found.st_size, found.st_mtime_ns, found.st_mode
 
 
 def publish(pieces: Iterable[Path], folder: Path) -> None:
