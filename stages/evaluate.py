@@ -32,7 +32,7 @@ def predict(model: keras.Model, labels: list[str], rows: Rows, test: pd.DataFram
         One row an image: image, video, label, prediction, probability, and the probability of each label.
     """
     images = list(test["image"])
-    batches = {done / f"{start:06d}.npy": images[start : start + BATCH] for start in range(0, len(images), BATCH)}
+    batches = {done / f"{start:06d}.npz": images[start : start + BATCH] for start in range(0, len(images), BATCH)}
     left = {path: batch for path, batch in batches.items() if not path.exists()}
     if len(left) < len(batches):
         print(f"evaluate: going on: {len(batches) - len(left)} of {len(batches)} batches are there already")
@@ -41,13 +41,19 @@ def predict(model: keras.Model, labels: list[str], rows: Rows, test: pd.DataFram
         for path, batch in left.items():
             predicted = np.asarray(model.predict_on_batch(rows.read(batch)))
             with new_file(path) as temporary, temporary.open("wb") as file:
-                np.save(file, predicted)
+                np.savez(file, predicted)  # not np.save: it does not notice a full disk
             bar.update(len(batch))
-    probabilities = np.concatenate([np.load(path, allow_pickle=False) for path in batches]).astype(np.float64)
+    probabilities = np.concatenate([_load(path) for path in batches]).astype(np.float64)
     table = test[["image", "video", "label"]].reset_index(drop=True)
     table["prediction"] = np.array(labels)[probabilities.argmax(axis=1)]
     table["probability"] = probabilities.max(axis=1)
     return pd.concat([table, pd.DataFrame(probabilities, columns=labels)], axis=1).round(6)
+
+
+def _load(path: Path) -> np.ndarray:
+    with np.load(path, allow_pickle=False) as stored:
+        predicted: np.ndarray = stored["arr_0"]
+        return predicted
 
 
 def score(predictions: pd.DataFrame) -> dict[str, float | int]:

@@ -306,7 +306,8 @@ def test_a_second_process_says_which_one_holds_the_stage(straight: Straight, fol
         ("chunked-resize", 100, "data/.resized.resume/*.h5"),
         ("features-mobilenetv2", 1000, "data/features/.mobilenetv2.resume/*/backbone.keras"),
         ("train-scratch", 100, "models/scratch/.model.keras.resume/*/scratch.npz"),
-        ("evaluate", 1, "data/predictions.csv"),
+        ("evaluate", 1, "data/.predictions.csv.resume/*.npz"),
+        ("evaluate", 8, "data/predictions.csv"),
     ],
 )
 def test_a_full_disk_is_one_line_that_names_the_path_and_keeps_what_is_done(
