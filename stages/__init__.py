@@ -1,7 +1,11 @@
 """One file a stage of dvc.yaml, with its name, and the commands that are no stages."""
 
+import os
 import sys
 from types import TracebackType
+
+# The process that started this one, before the libraries have taken their seconds to load.
+PARENT = os.getppid()
 
 
 def _excepthook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:

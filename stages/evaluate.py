@@ -99,13 +99,13 @@ def main() -> None:
     inputs = state([path, *sorted(RESIZED.iterdir())])
     with resumable(PREDICTIONS, code(), device(), test.to_csv(), inputs) as done:
         write_csv(PREDICTIONS, predict(model, labels, rows, test, done))
-    predictions = pd.read_csv(
-        PREDICTIONS, keep_default_na=False, dtype={"image": str, "video": str, "label": str, "prediction": str}
-    )
-    scores = score(predictions)
-    write_csv(LABELS, report(predictions, labels))
-    write_csv(CONFUSION, predictions[["label", "prediction"]])
-    write_json(METRICS, {"model": values.model, **scores})
+        predictions = pd.read_csv(
+            PREDICTIONS, keep_default_na=False, dtype={"image": str, "video": str, "label": str, "prediction": str}
+        )
+        scores = score(predictions)
+        write_csv(LABELS, report(predictions, labels))
+        write_csv(CONFUSION, predictions[["label", "prediction"]])
+        write_json(METRICS, {"model": values.model, **scores})
     print(
         f"evaluate: macro F1 {scores['macro_f1']:.3f}, weighted F1 {scores['weighted_f1']:.3f}, "
         f"accuracy {scores['accuracy']:.3f} on {scores['test_images']} test images"

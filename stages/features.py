@@ -4,6 +4,7 @@ One chunk file a chunk of images: maps, (n, height, width, channels) float16, an
 mean over height and width. Beside them lies the backbone itself, which train needs to assemble the whole model.
 """
 
+import re
 import sys
 import time
 from pathlib import Path
@@ -105,7 +106,8 @@ def _run(stage: str, name: str, weights: str) -> None:
 def _seconds(done: Path) -> float:
     """What the chunks of earlier, interrupted runs took."""
     path = done / SECONDS
-    return sum(map(float, path.read_text(encoding="utf-8").split())) if path.exists() else 0.0
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return sum(float(line) for line in text.splitlines() if re.fullmatch(r"\d+\.\d{3}", line))
 
 
 if __name__ == "__main__":

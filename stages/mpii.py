@@ -1,5 +1,6 @@
 """Download MPII: two archives, resumed where a break left them, checked, and extracted to MPII's layout."""
 
+import errno
 import gzip
 import hashlib
 import shutil
@@ -25,6 +26,8 @@ TIMEOUT = 60
 TRIES = 5
 # Photographs and MATLAB files are compressed already; an archive that grows more than this is no such thing.
 MOST_GROWTH = 20
+# Errors of the disk. Others, such as a file in place of a folder, come from what an archive holds.
+OF_THE_SYSTEM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
 def download(url: str, path: Path, pause: float = 2.0) -> None:
@@ -135,6 +138,8 @@ def extract_images(archive: Path, folder: Path) -> None:
         progress(None, "mpii extract", "file") as bar,
     ):
         for member in tar:
+            if member.isdir() and not PurePosixPath(member.name).parts:
+                continue  # the folder itself, ./
             if not (member.isfile() or member.isdir()) or not layout.inside(member.name):
                 raise Problem(
                     f"{archive.name}: member {member.name!r} is a link, a device or leaves the folder; refused"
@@ -180,11 +185,11 @@ def extract_annotations(archive: Path, folder: Path) -> None:
 
 @contextmanager
 def _whole(archive: Path, kind: str) -> Iterator[None]:
-    """Turn what the readers of broken archives raise into a `Problem`; not what a full disk raises."""
+    """Turn what broken and contradictory archives raise into a `Problem`; not what a full disk raises."""
     try:
         yield
     except Exception as error:
-        if isinstance(error, Problem) or (isinstance(error, OSError) and error.errno):
+        if isinstance(error, Problem) or (isinstance(error, OSError) and error.errno in OF_THE_SYSTEM):
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise Problem(f"{archive.name}: not a whole {kind} ({reason}); delete {archive} and run again") from error

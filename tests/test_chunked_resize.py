@@ -1,7 +1,9 @@
 """Decoding and resizing: right pixels, bad images as counted values, the same bytes for any number of workers."""
 
+import errno
 import json
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,6 +50,11 @@ def test_what_is_under_transparency_is_not_seen(tmp_path: Path) -> None:
     assert (decode(tmp_path / "a.png", 48) == 255).all()
 
 
+def test_the_transparent_grey_of_sixteen_bits_is_not_seen(tmp_path: Path) -> None:
+    Image.new("I;16", (9, 9), 0x4000).save(tmp_path / "a.png", transparency=0x4000)
+    assert (decode(tmp_path / "a.png", 48) == 255).all()
+
+
 def test_cmyk_and_a_png_named_jpg(tmp_path: Path) -> None:
     PICTURE.convert("CMYK").save(tmp_path / "a.jpg", quality=95)
     assert np.abs(decode(tmp_path / "a.jpg", 48).astype(int) - reference(PICTURE)).mean() < 3
@@ -79,6 +86,25 @@ def test_exif_orientation_is_undone(tmp_path: Path, orientation: int) -> None:
 def test_a_broken_exif_loses_no_image(tmp_path: Path) -> None:
     PICTURE.save(tmp_path / "a.jpg", exif=b"Exif\0\0 not a TIFF header")
     assert decode(tmp_path / "a.jpg", 48).shape == (48, 48, 3)
+    # Orientation 6, and a signed number where the standard has an unsigned one.
+    tags = struct.pack("<HHIHH", 0x112, 3, 1, 6, 0) + struct.pack("<HHIi", 0x100, 9, 1, -1)
+    PICTURE.save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + tags + bytes(4))
+    with Image.open(tmp_path / "a.jpg") as image:
+        expected = reference(image.transpose(Image.Transpose.ROTATE_270))
+    np.testing.assert_array_equal(decode(tmp_path / "a.jpg", 48), expected)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError()])
+def test_the_systems_faults_are_not_the_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise error
+
+    PICTURE.save(tmp_path / "a.jpg")
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(type(error)):
+        decode(tmp_path / "a.jpg", 48)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 20_000), (20_000, 1)])

@@ -343,25 +343,30 @@ def clone(origin: Clone, tmp_path: Path) -> Clone:
     return Clone(tmp_path / "clone")
 
 
+@pytest.mark.parametrize("sign", ["> python -m stages.train scratch", ": epoch 2 ("])
 def test_a_stage_orphaned_by_a_killed_dvc_is_named_and_its_work_is_not_lost(
-    origin: Clone, clone: Clone, tmp_path: Path
+    sign: str, origin: Clone, clone: Clone, tmp_path: Path
 ) -> None:
     log = tmp_path / "log.txt"
     with log.open("wb") as file:
         dvc = subprocess.Popen(["dvc", "repro"], cwd=clone.path, stdout=file, stderr=file)
-    while ": epoch 2 (" not in log.read_text():
+    while sign not in log.read_text():
         assert dvc.poll() is None, log.read_text()
         time.sleep(0.01)
+    time.sleep(0.5)
     dvc.kill()
     dvc.wait()
-    stage = int((clone.path / "data/.train-scratch.lock").read_text().split()[1])
+    lock = clone.path / "data/.train-scratch.lock"
+    while not (lock.exists() and lock.read_text()):
+        time.sleep(0.01)
+    stage = int(lock.read_text().split()[1])
     os.kill(stage, signal.SIGSTOP)
     shown = clone.run("dvc", "repro", ok=False)
     (line,) = [line for line in shown.splitlines() if line.startswith("error: ")]
     assert f"train-scratch is being run by process {stage} (python -m stages.train scratch, since" in line
     assert "Traceback" not in shown
     os.kill(stage, signal.SIGCONT)
-    while (clone.path / f"/proc/{stage}").exists():
+    while Path(f"/proc/{stage}").exists():
         time.sleep(0.01)
     assert "going on after epoch 12 (scratch)" in clone.run("dvc", "repro")
     assert md5s(clone) == md5s(origin)

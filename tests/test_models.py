@@ -259,11 +259,25 @@ def test_what_is_no_model_of_the_project_is_refused(tmp_path: Path, small: Path)
     for labels in ({"a": 1}, [1, 2], None):
         with pytest.raises(Problem, match="not a model of this project .its labels are no list of names"):
             saving.load(rewritten(small, metadata=lambda values, labels=labels: values | {"labels": labels}))
+    for label in ("a\x1b[2J", "\ud800", "x" * (1 << 20)):
+        with pytest.raises(Problem, match="not a model of this project .its "):
+            saving.load(rewritten(small, metadata=lambda values, label=label: values | {"labels": [label]}))
+    saving.save(networks.scratch(32, 2, [4], 0.2, 2), small, ["a", "b"])
     whole = small.read_bytes()
     for cut in (30, len(whole) // 2, len(whole) - 10):
         small.write_bytes(whole[:cut])
         with pytest.raises(Problem, match="not a model"):
             saving.load(small)
+
+
+@pytest.mark.parametrize("shapes", [[(10,)], [(32, 32, 1)], [(32, 24, 3)], [(None, None, 3)], [(32, 32, 3)] * 2])
+def test_a_model_of_something_else_than_images_is_refused(tmp_path: Path, shapes: list[tuple[int, ...]]) -> None:
+    inputs = [keras.Input(shape) for shape in shapes]
+    first = keras.layers.Dense(2)(inputs[0])
+    output = first if len(inputs) == 1 else keras.layers.Add()([first, keras.layers.Dense(2)(inputs[1])])
+    saving.save(keras.Model(inputs, output), tmp_path / "other.keras", ["a", "b"])
+    with pytest.raises(Problem, match="other.keras: a model from .* expected one from square RGB images"):
+        saving.load(tmp_path / "other.keras")
 
 
 def test_a_model_that_would_run_code_is_refused(tmp_path: Path, small: Path) -> None:

@@ -285,6 +285,9 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "", size: int =
         (b"\x1f\x8b broken", "not a whole .tar.gz"),
         (tar(member("images/a.jpg", size=9))[:-20], "not a whole .tar.gz"),
         (tar(member("photos/a.jpg")), "holds no images/"),
+        (tar(member("./", tarfile.DIRTYPE), member("./photos/a.jpg")), "holds no images/"),
+        (tar(member("images/a"), member("images/a/b")), "not a whole .tar.gz .*Not a directory"),
+        (tar(member("images/" + "x" * 300)), "not a whole .tar.gz .*name too long"),
     ],
 )
 def test_an_unsafe_or_broken_archive_is_refused(

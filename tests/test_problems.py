@@ -114,6 +114,33 @@ def test_what_killed_processes_left_is_removed_and_what_lives_is_not(tmp_path: P
     assert {path.name for path in tmp_path.iterdir()} == {"a.txt", ".a.txt.resume", ".a.txt.1.tmp", ".b.txt.2.tmp"}
 
 
+SWALLOWED = """
+import os, signal, time
+from stages.common import problem
+problem.PATIENCE = 0.2
+class Deaf:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIG{})
+        time.sleep(0.01)
+def main():
+    Deaf()
+    try:
+        time.sleep(0.3)
+    except BaseException:
+        pass
+    time.sleep(60)
+problem.run(main)
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("INT", 130), ("TERM", 143), ("HUP", 129)])
+def test_a_signal_that_python_or_a_library_ignores_is_said_again(name: str, code: int) -> None:
+    command = [sys.executable, "-c", SWALLOWED.format(name)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=30)
+    assert result.returncode == code
+    assert result.stderr.strip() == f"stopped by SIG{name}: run again to go on"
+
+
 def test_a_dead_worker_is_one_problem(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = sorted(path.name for path in (drawn / "images").iterdir())
     monkeypatch.setattr(chunked_resize, "resize_chunk", _die)

@@ -42,7 +42,7 @@ def test_what_depended_on_something_else_is_removed(tmp_path: Path, depends: tup
 def test_without_the_process_that_started_the_stage_the_pieces_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resuming, "_PARENT", -1)
+    monkeypatch.setattr(resuming, "PARENT", -1)
     with resumable(tmp_path / "out") as done:
         (done / "piece").touch()
     assert (done / "piece").exists()
@@ -54,15 +54,19 @@ def test_a_changed_replaced_or_missing_file_is_another_state(tmp_path: Path) -> 
     first = state([path])
     assert state([path]) == first
     path.write_bytes(b"two")
-    os.utime(path, ns=(0, first[0][2] + 1))
+    os.utime(path, ns=(0, first[0][3] + 1))
     changed = state([path])
     path.write_bytes(b"three")
-    os.utime(path, ns=(0, changed[0][2]))
+    os.utime(path, ns=(0, changed[0][3]))
+    longer = state([path])
+    (tmp_path / "2.jpg").write_bytes(b"other")
+    os.utime(tmp_path / "2.jpg", ns=(0, changed[0][3]))
+    (tmp_path / "2.jpg").replace(path)
     replaced = state([path])
     path.chmod(0o400)
     readable = state([path])
     path.unlink()
-    states = [first, changed, replaced, readable, state([path]), state([])]
+    states = [first, changed, longer, replaced, readable, state([path]), state([])]
     assert all(one != other for number, one in enumerate(states) for other in states[:number])
 
 

@@ -1,11 +1,12 @@
 """One way from an image file to pixels, for the pipeline and for predict."""
 
+import errno
 import stat
 import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, WebPImagePlugin
+from PIL import ExifTags, Image, TiffImagePlugin, WebPImagePlugin
 
 # The formats that photographs come in: Pillow's other decoders are only ways to be attacked.
 FORMATS = (
@@ -21,6 +22,21 @@ FORMATS = (
 
 # The size to which libjpeg may reduce, in multiples of the size wanted. At 1, 480-line photographs are worst: 39 dB.
 LEAST_REDUCED = 1.3
+
+
+# Errors of the system, which may be gone with the next try.
+MOMENTARY = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT}
+
+# What turns an image upright, by its EXIF orientation.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class BadImage(Exception):
@@ -42,6 +58,7 @@ def decode(path: Path, size: int) -> np.ndarray:
 
     Raises:
         BadImage: not a file, not an image, broken, or of more pixels than Pillow takes for harmless.
+        OSError, MemoryError: the system's fault, not the image's.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
@@ -52,25 +69,28 @@ def decode(path: Path, size: int) -> np.ndarray:
             with Image.open(path, formats=FORMATS) as file:
                 image: Image.Image = file
                 box = None
-                if _upright(image):
+                if (turn := UPRIGHT.get(_orientation(image))) is None:
                     drafted = image.draft(None, (round(size * LEAST_REDUCED), round(size * LEAST_REDUCED)))
                     box = drafted[1] if drafted else None
                 else:
-                    image = ImageOps.exif_transpose(image)
+                    image = image.transpose(turn)
                 return np.asarray(_rgb(image).resize((size, size), Image.Resampling.LANCZOS, box=box))
-    except BadImage:
+    except (BadImage, MemoryError):
         raise
     except OSError as error:
+        if error.errno in MOMENTARY:
+            error.filename = str(path)
+            raise
         raise BadImage(error.strerror or str(error).replace(f" {str(path)!r}", "")) from error
     except Exception as error:  # decoders of broken files raise whatever comes to hand
         raise BadImage(f"{type(error).__name__}: {error}") from error
 
 
-def _upright(image: Image.Image) -> bool:
+def _orientation(image: Image.Image) -> int:
     try:
-        return bool(image.getexif().get(ExifTags.Base.Orientation, 1) == 1)
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # a broken tag is no reason to lose a whole photograph
-        return True
+        return 1
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -79,6 +99,8 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode == "I":
         # Pillow's own conversion cuts 16-bit values off at 255.
         values = np.asarray(image).astype(np.int64)
+        if isinstance(transparent := image.info.get("transparency"), int):
+            values = np.where(values == transparent, 65535, values)
         return Image.fromarray((values.clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise BadImage("floating-point pixels, whose range is unknown")

@@ -90,7 +90,11 @@ def new_folder(path: Path) -> Iterator[Path]:
         # Aside first: nobody should find the old folder while it is being emptied.
         with suppress(FileNotFoundError):
             path.replace(old)
-        temporary.replace(path)
+        try:
+            temporary.replace(path)
+        except OSError:
+            old.replace(path)
+            raise
     except OSError as error:
         raise refused(path, error) from error
     finally:

@@ -8,6 +8,8 @@ from types import FrameType
 
 # Ctrl-C, kill, and a terminal that is closed.
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Seconds for temporary files to be removed and workers to end.
+PATIENCE = 5.0
 
 
 class Problem(Exception):
@@ -26,6 +28,8 @@ def run(main: Callable[[], None]) -> None:
         main()
     except Problem as problem:
         sys.exit(f"error: {' '.join(str(problem).split())}")
+    except MemoryError:
+        sys.exit("error: out of memory; lower the stage's sizes (params.yaml), or end other programs, then run again")
     except OSError as error:
         sys.exit(
             f"error: {error.filename or 'a file'}: {error.strerror or error}; expected a file that can be read and written"
@@ -34,4 +38,8 @@ def run(main: Callable[[], None]) -> None:
 
 def _stop(number: int, frame: FrameType | None) -> None:
     os.write(2, f"\nstopped by {signal.Signals(number).name}: run again to go on\n".encode())
+    # A callback in which Python ignores exceptions, or a library that catches all of them, may be at work: say it again.
+    sys.unraisablehook = lambda unraisable: None
+    signal.signal(signal.SIGALRM, lambda again, frame: sys.exit(128 + number))
+    signal.setitimer(signal.ITIMER_REAL, PATIENCE, PATIENCE)
     sys.exit(128 + number)

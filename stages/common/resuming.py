@@ -14,12 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from stages import PARENT
 from stages.common.files import remove
 
 # Libraries whose version may change a result.
 LIBRARIES = ("PIL", "h5py", "jax", "keras", "numpy", "pandas", "sklearn", "tensorflow")
-
-_PARENT = os.getppid()
 
 
 @contextmanager
@@ -42,7 +41,7 @@ def resumable(out: Path, *depends: Any) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     yield folder
     # Without the dvc that started it a stage is not recorded as done: the next dvc deletes the output and needs the pieces.
-    if os.getppid() == _PARENT:
+    if os.getppid() == PARENT:
         remove(store)
 
 
@@ -63,7 +62,7 @@ def _ours(name: str, module: Any) -> bool:
 
 
 def state(paths: Iterable[Path]) -> list[Any]:
-    """Name, size in bytes, time of change and permissions of each file: what dvc, too, goes by to see whether it has changed."""
+    """Name, inode, size in bytes, time of change and permissions of each file: by the first four dvc, too, sees changes."""
     return [[path.name, *_status(path)] for path in paths]
 
 
@@ -72,7 +71,7 @@ def _status(path: Path) -> tuple[int, ...]:
         found = path.stat()
     except OSError:
         return ()
-    return found.st_size, found.st_mtime_ns, found.st_mode
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_mode
 
 
 def publish(pieces: Iterable[Path], folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import unicodedata
 import zipfile
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from stages.common.files import new_file
 from stages.common.problem import Problem
 
 METADATA = "metadata.json"
+# A thousand labels of a thousand letters: what is larger is made to fill the memory.
+MOST_METADATA = 1 << 20
 
 
 def save(model: keras.Model, path: Path, labels: list[str]) -> None:
@@ -58,19 +61,32 @@ def load(path: Path) -> tuple[keras.Model, list[str]]:
     if not path.is_file():
         raise Problem(f"{path}: no such model; train it with dvc repro, or name an existing one")
     try:
-        with zipfile.ZipFile(path) as archive:
-            labels = json.loads(archive.read(METADATA))["labels"]
-        if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-            raise TypeError("its labels are no list of names")
+        labels = _read_labels(path)
     except Exception as error:  # of a file that can be anything
         reason = str(error) if isinstance(error, TypeError) else f"{type(error).__name__}: {error}"
         raise Problem(
             f"{path}: not a model of this project ({reason}); expected a .keras file that a train stage wrote"
         ) from error
     try:
-        return keras.saving.load_model(path, compile=False, safe_mode=True), labels
+        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+        shapes = [tensor.shape for tensor in (*model.inputs, *model.outputs)]
     except Exception as error:
         text = " ".join(str(error).split())[:200]
         raise Problem(
             f"{path}: not a model that is whole and safe to load ({text}); train it again with dvc repro"
         ) from error
+    if len(shapes) != 2 or len(shapes[0]) != 4 or None in shapes[0][1:] or shapes[0][1:] != (shapes[0][1],) * 2 + (3,):
+        raise Problem(f"{path}: a model from {shapes[:-1]} to {shapes[-1:]}; expected one from square RGB images")
+    return model, labels
+
+
+def _read_labels(path: Path) -> list[str]:
+    with zipfile.ZipFile(path) as archive:
+        if archive.getinfo(METADATA).file_size > MOST_METADATA:
+            raise TypeError(f"its {METADATA} is larger than {MOST_METADATA} bytes")
+        labels = json.loads(archive.read(METADATA))["labels"]
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise TypeError("its labels are no list of names")
+    if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in "".join(labels)):
+        raise TypeError("its labels hold control characters")
+    return labels
