@@ -4,7 +4,6 @@ import gc
 import os
 import resource
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -34,11 +33,12 @@ def read(path: Path) -> pd.DataFrame:
         Problem: not a whole MATLAB 5 file, or without MPII's RELEASE struct.
     """
     # In a process of its own: scipy does not raise but crashes on some damaged files.
-    with ProcessPoolExecutor(1, initializer=_prepare) as pool:
+    with (
+        workers.dead(f"{path}: so broken that reading it crashes; download it again"),
+        ProcessPoolExecutor(1, initializer=_prepare) as pool,
+    ):
         try:
             return pool.submit(_read, path).result()
-        except BrokenProcessPool as error:
-            raise Problem(f"{path}: so broken that reading it crashes; download it again") from error
         except MemoryError as error:
             raise Problem(f"{path}: reading it takes more than {MOST_MEMORY >> 30} GiB; download it again") from error
 

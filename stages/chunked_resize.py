@@ -8,7 +8,6 @@ import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from stages.common.files import lock, new_folder, write_json
 from stages.common.problem import Problem
 from stages.common.progress import progress
 from stages.common.resuming import code, publish, resumable, state
-from stages.common.workers import prepare
+from stages.common.workers import dead, prepare
 
 IMAGES = Path("data/images.txt")
 OUT = Path("data/resized")
@@ -68,6 +67,7 @@ def resize(names: list[str], images: Path, size: int, chunk: int, folder: Path, 
     waiting = sum(len(part) for part in left.values())
     with (
         progress(len(names), "chunked-resize", "image", initial=len(names) - waiting) as bar,
+        dead("a worker was killed, probably for lack of memory; lower resize.chunk, or run again to go on"),
         ProcessPoolExecutor(max(1, min(workers, len(left))), initializer=prepare) as pool,
     ):
         futures = {pool.submit(resize_chunk, part, images, size, out): len(part) for out, part in left.items()}
@@ -75,10 +75,6 @@ def resize(names: list[str], images: Path, size: int, chunk: int, folder: Path, 
             for future in as_completed(futures):
                 future.result()
                 bar.update(futures[future])
-        except BrokenProcessPool as error:
-            raise Problem(
-                "a worker of chunked-resize was killed, probably for lack of memory; lower resize.chunk, or run again to go on"
-            ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
     bad = [json.loads(_bad_of(out).read_text(encoding="utf-8")) for out in jobs if _bad_of(out).exists()]

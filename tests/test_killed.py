@@ -223,6 +223,17 @@ def test_no_worker_outlives_its_stage(folder: Path, stage: str) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_processes_is_not_taken_for_a_dead_worker(folder: Path, number: int) -> None:
+    for _ in range(5):
+        started = Started("chunked-resize", folder)
+        started.wait_for("0%")
+        started.send(number)
+        assert started.process.returncode in (128 + number, 0), started.output
+        assert "worker" not in started.output
+        shutil.rmtree(folder / "data/.resized.resume", ignore_errors=True)
+
+
 def epochs(output: str) -> list[int]:
     return [int(number) for number in re.findall(r": epoch (\d+) \(", output)]
 

@@ -1,11 +1,15 @@
-"""What a worker process of a stage does first."""
+"""The worker processes of a stage: how they start, and what it means that one has died."""
 
 import os
 import signal
 import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import connection, parent_process
 
-from stages.common.problem import STOPPING
+from stages.common.problem import STOPPING, Problem
 
 
 def prepare() -> None:
@@ -22,3 +26,13 @@ def prepare() -> None:
             os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def dead(message: str) -> Iterator[None]:
+    """Turn the death of a worker within the block into a `Problem` with this message."""
+    try:
+        yield
+    except BrokenProcessPool as error:
+        time.sleep(0.2)  # a signal to all processes of the stage reaches this one, too, and ends it here
+        raise Problem(message) from error
