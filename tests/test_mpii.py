@@ -130,6 +130,15 @@ class Interrupted(Exception):
     pass
 
 
+def give_up(section: Mpii, server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fetch that ends after 250,000 bytes of the images."""
+    monkeypatch.setattr(mpii, "TRIES", 1)
+    server.cuts, server.cut = 2, 250_000
+    with pytest.raises(Problem, match="what has arrived is kept"):
+        fetch(section, folder)
+    server.asked.clear()
+
+
 def ranges(server: Server, name: str) -> list[str | None]:
     return [wanted for asked, wanted in server.asked if asked == name]
 
@@ -166,11 +175,7 @@ def test_a_server_without_ranges_sends_all_of_it_again(section: Mpii, server: Se
 def test_another_run_goes_on_after_one_that_gave_up(
     section: Mpii, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mpii, "TRIES", 1)
-    server.cuts, server.cut = 2, 250_000
-    with pytest.raises(Problem, match="what has arrived is kept"):
-        fetch(section, tmp_path)
-    server.asked.clear()
+    give_up(section, server, tmp_path, monkeypatch)
     fetch(section, tmp_path)
     assert ranges(server, "v1.zip") == []
     (wanted,) = ranges(server, "v1.tar.gz")
@@ -204,10 +209,7 @@ def test_a_killed_download_goes_on_where_it_was(section: Mpii, server: Server, w
 def test_what_another_address_sent_is_removed_not_continued(
     section: Mpii, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mpii, "TRIES", 1)
-    server.cuts, server.cut = 2, 250_000
-    with pytest.raises(Problem, match="what has arrived is kept"):
-        fetch(section, tmp_path)
+    give_up(section, server, tmp_path, monkeypatch)
     server.files["moved/v1.tar.gz"] = server.files["v1.tar.gz"]
     fetch(section.model_copy(update={"images_url": server.url("moved/v1.tar.gz")}), tmp_path)
     assert ranges(server, "moved/v1.tar.gz") == [None]

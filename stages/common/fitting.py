@@ -51,7 +51,6 @@ class _Run:
     best: float
     since: int = 0
     epochs: list[dict[str, Any]] = field(default_factory=list)
-    images: int = 0
     seconds: float = 0.0
 
 
@@ -77,9 +76,8 @@ def fit(
     Raises:
         Problem: the loss became infinite or not a number, or the system refused to write.
     """
-    train, validation = parts
-    classes = model.output.shape[-1]
-    counts = np.bincount(train.labels, minlength=classes)
+    train, _ = parts
+    counts = np.bincount(train.labels, minlength=model.output.shape[-1])
     model.compile(keras.optimizers.Adam(phase.rate), make_loss(phase.imbalance, counts), metrics=["accuracy"])
     model.optimizer.build(model.trainable_variables)
     checkpoint = folder / f"{phase.name}.npz"
@@ -87,9 +85,8 @@ def fit(
     if checkpoint.exists():
         run, best_weights = _restore(model, checkpoint)
         print(f"{log.stage}: going on after epoch {run.epochs[-1]['epoch']} ({phase.name})")
-    first = len(log.epochs)
+    first, done = len(log.epochs), len(run.epochs)
     steps = -(-len(train.names) // phase.batch_size)
-    done = len(run.epochs)
     with progress(phase.epochs * steps, f"{log.stage} {phase.name}", "batch", initial=done * steps) as bar:
         step = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: bar.update())
         for epoch in range(first + done, first + phase.epochs):
@@ -97,11 +94,7 @@ def fit(
                 bar.write(f"{log.stage}: stopped after {run.since} epochs without a better one")
                 break
             start = time.perf_counter()
-            reset_randomness(model, phase.seed, epoch)
-            batches = Batches(rows, train, classes, phase.batch_size, Shuffle(phase.seed, epoch, phase.augment))
-            seen = model.fit(batches, verbose=0, shuffle=False, callbacks=[step]).history
-            row = {"epoch": epoch + 1, "phase": phase.name, "loss": seen["loss"][0], "accuracy": seen["accuracy"][0]}
-            row |= validate(model, rows, validation, phase.batch_size)
+            row = _epoch(model, rows, parts, phase, epoch, step)
             if not all(math.isfinite(value) for value in row.values() if isinstance(value, float)):
                 raise Problem(
                     f"{log.stage}: the loss of epoch {epoch + 1} is not finite; nothing is saved: lower the learning rate ({phase.rate})"
@@ -112,14 +105,26 @@ def fit(
             if better:
                 run.best, best_weights = row["validation_macro_f1"], model.get_weights()
             run.epochs.append(row)
-            run.images += len(train.names)
             run.seconds += time.perf_counter() - start
             _save(model, run, best_weights, checkpoint)
     model.set_weights(best_weights)
     log.epochs += run.epochs
-    log.images += run.images
+    log.images += len(run.epochs) * len(train.names)
     log.seconds += run.seconds
     return run.best
+
+
+def _epoch(
+    model: keras.Model, rows: Rows, parts: tuple[Part, Part], phase: Phase, epoch: int, step: keras.callbacks.Callback
+) -> dict[str, Any]:
+    """Train one epoch, whose randomness follows from (seed, epoch) alone, and validate: its row in the log."""
+    train, validation = parts
+    shuffle = Shuffle(phase.seed, epoch, phase.augment)
+    reset_randomness(model, phase.seed, epoch)
+    batches = Batches(rows, train, model.output.shape[-1], phase.batch_size, shuffle)
+    seen = model.fit(batches, verbose=0, shuffle=False, callbacks=[step]).history
+    row = {"epoch": epoch + 1, "phase": phase.name, "loss": seen["loss"][0], "accuracy": seen["accuracy"][0]}
+    return row | validate(model, rows, validation, phase.batch_size)
 
 
 def _save(model: keras.Model, run: _Run, best_weights: list[np.ndarray], path: Path) -> None:
