@@ -47,13 +47,13 @@ def resumable(out: Path, *depends: Any) -> Iterator[Path]:
 
 def code() -> list[Any]:
     """The source of the project's modules that are loaded, and the versions of what they stand on."""
-    modules = {
-        module.__file__: hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()
+    sources = {
+        hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()
         for name, module in list(sys.modules.items())
         if _ours(name, module) and module.__file__
     }
     versions = {name: str(getattr(sys.modules[name], "__version__", "")) for name in LIBRARIES if name in sys.modules}
-    return [sorted(modules.values()), versions, platform.python_version()]
+    return [sorted(sources), versions, platform.python_version()]
 
 
 def _ours(name: str, module: Any) -> bool:
