@@ -1,11 +1,25 @@
 """One file a stage of dvc.yaml, with its name, and the commands that are no stages."""
 
-import os
 import sys
 from types import TracebackType
 
-# The process that started this one, before the libraries have taken their seconds to load.
-PARENT = os.getppid()
+import psutil
+
+
+def starter() -> psutil.Process | None:
+    """The process that started this stage: dvc, and not the shell that may stand between, as dash and bash differ in it."""
+    for process in psutil.Process().parents():
+        try:
+            environment = process.environ()
+        except psutil.Error:  # somebody else's process, so none that dvc started
+            return process
+        if "DVC_STAGE" not in environment:
+            return process
+    return None
+
+
+# Before the libraries have taken their seconds to load, in which dvc may die.
+STARTER = starter()
 
 
 def _excepthook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:

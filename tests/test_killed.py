@@ -354,13 +354,16 @@ def clone(origin: Clone, tmp_path: Path) -> Clone:
     return Clone(tmp_path / "clone")
 
 
+# bash becomes the stage that it runs; dash waits for it, a process between dvc and the stage.
+@pytest.mark.parametrize("shell", ["/bin/bash", "/bin/sh"])
 @pytest.mark.parametrize("sign", ["> python -m stages.train scratch", ": epoch 2 ("])
 def test_a_stage_orphaned_by_a_killed_dvc_is_named_and_its_work_is_not_lost(
-    sign: str, origin: Clone, clone: Clone, tmp_path: Path
+    sign: str, shell: str, origin: Clone, clone: Clone, tmp_path: Path
 ) -> None:
     log = tmp_path / "log.txt"
     with log.open("wb") as file:
-        dvc = subprocess.Popen(["dvc", "repro"], cwd=clone.path, stdout=file, stderr=file)
+        environment = os.environ | {"SHELL": shell}
+        dvc = subprocess.Popen(["dvc", "repro"], cwd=clone.path, stdout=file, stderr=file, env=environment)
     while sign not in log.read_text():
         assert dvc.poll() is None, log.read_text()
         time.sleep(0.01)

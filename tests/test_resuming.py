@@ -42,7 +42,7 @@ def test_what_depended_on_something_else_is_removed(tmp_path: Path, depends: tup
 def test_without_the_process_that_started_the_stage_the_pieces_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resuming, "PARENT", -1)
+    monkeypatch.setattr(resuming, "STARTER", None)
     with resumable(tmp_path / "out") as done:
         (done / "piece").touch()
     assert (done / "piece").exists()

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from stages import PARENT
+from stages import STARTER, starter
 from stages.common.files import remove
 
 # Libraries whose version may change a result.
@@ -41,7 +41,7 @@ def resumable(out: Path, *depends: Any) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     yield folder
     # Without the dvc that started it a stage is not recorded as done: the next dvc deletes the output and needs the pieces.
-    if os.getppid() == PARENT:
+    if starter() == STARTER:
         remove(store)
 
 
