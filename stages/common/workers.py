@@ -34,5 +34,6 @@ def dead(message: str) -> Iterator[None]:
     try:
         yield
     except BrokenProcessPool as error:
-        time.sleep(0.2)  # a signal to all processes of the stage reaches this one, too, and ends it here
+        # A signal to all processes of the stage reaches this one, too, and ends it here: now, or when it is said again.
+        time.sleep(1 + signal.getitimer(signal.ITIMER_REAL)[0])
         raise Problem(message) from error
