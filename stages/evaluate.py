@@ -15,7 +15,7 @@ from stages.common.problem import Problem
 from stages.common.progress import progress
 from stages.common.resuming import code, resumable, state
 from stages.common.saving import load
-from stages.common.scores import f1
+from stages.common.scores import calibration_error, f1
 
 RESIZED = Path("data/resized")
 PREDICTIONS = Path("data/predictions.csv")
@@ -57,12 +57,19 @@ def _load(path: Path) -> np.ndarray:
 
 
 def score(predictions: pd.DataFrame) -> dict[str, float | int]:
-    """Macro and weighted F1, accuracy and number of images of a table with the columns label and prediction."""
+    """Macro and weighted F1, accuracy, calibration error and number of images.
+
+    Args:
+        predictions: a table with the columns label, prediction and probability.
+    """
     truth, predicted = predictions["label"].to_numpy(), predictions["prediction"].to_numpy()
     return {
         "macro_f1": round(f1(truth, predicted, "macro"), 6),
         "weighted_f1": round(f1(truth, predicted, "weighted"), 6),
         "accuracy": round(float(accuracy_score(truth, predicted)), 6),
+        "expected_calibration_error": round(
+            calibration_error(predictions["probability"].to_numpy(), truth == predicted), 6
+        ),
         "test_images": len(predictions),
     }
 

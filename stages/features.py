@@ -76,25 +76,21 @@ def main() -> None:
     if len(sys.argv) != 2 or sys.argv[1] not in BACKBONES:
         raise Problem(f"usage: python -m stages.features {{{','.join(BACKBONES)}}}")
     name = sys.argv[1]
-    if name == "xception" and values.resize.size < parameters.XCEPTION_LEAST:
-        raise Problem(
-            f"resize.size is {values.resize.size}; Xception takes images of {parameters.XCEPTION_LEAST} pixels or more"
-        )
     stage = f"features-{name}"
     with lock(stage):
         weights = resolve(values.weights, values.has(parameters.SAMPLE))
         print(f"{stage}: {weights} weights, on {device()}")
-        _run(stage, name, weights)
+        _run(stage, name, getattr(values, name).input_size, weights)
 
 
-def _run(stage: str, name: str, weights: str) -> None:
+def _run(stage: str, name: str, input_size: int, weights: str) -> None:
     start = time.perf_counter()
     out = OUT / name
     inputs = state([*chunks.paths(RESIZED), Path(weights)])
-    with resumable(out, code(), device(), weights, inputs) as done:
+    with resumable(out, code(), device(), input_size, weights, inputs) as done:
         earlier = _seconds(done)
         rows = chunks.Rows(RESIZED, "pixels")
-        model = backbone(name, rows.shape[0], weights, rows.read(list(rows.places)[:BATCH]))
+        model = backbone(name, rows.shape[0], input_size, weights, rows.read(list(rows.places)[:BATCH]))
         images = extract(model, RESIZED, done, stage)
         save(model, done / BACKBONE, [])
         with new_folder(out) as folder:

@@ -4,6 +4,7 @@ The test part is never read here.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,8 @@ def train_scratch(
     labels, images = _images(split, rows)
     keras.utils.set_random_seed(seed)
     model = networks.scratch(rows.shape[0], section.pool, section.filters, section.dropout, len(labels))
-    best = fit(model, rows, images, _phase("scratch", section, seed, augment=section.augment), log, done)
+    phase = _phase("scratch", section, seed, section.epochs, section.learning_rate, augment=section.augment)
+    best, _ = fit(model, rows, images, phase, log, done)
     return model, labels, best
 
 
@@ -60,39 +62,72 @@ def train_pretrained(
 ) -> tuple[keras.Model, list[str], float]:
     """Train a head on the features in `features`, then fine-tune, going on from what is in the folder `done`.
 
+    With `refit`, validation has then told how many epochs are best, and a model is trained anew for as many, on the
+    training and validation images together.
+
     Returns:
-        The model (uint8 images to logits), its labels, its best macro F1.
+        The model (uint8 images to logits), its labels, the best macro F1 on the validation images (before `refit`).
     """
     pooled = Rows(features, "pooled")
+    labels, (train, validation) = _images(split, pooled)
+    head = _phase("head", section, seed, section.epochs, section.learning_rate)
+    tuning = _phase(
+        "fine-tuning", section, seed, section.fine_tune_epochs, section.fine_tune_learning_rate, augment=True
+    )
+    rooms = features, pooled, log, done
+    model, best, epochs = _fit_phases(section, len(labels), (train, validation), (head, tuning), *rooms)
+    if section.refit:
+        both = Part(train.names + validation.names, np.concatenate([train.labels, validation.labels]))
+        again = [
+            replace(phase, name=f"refit-{phase.name}", epochs=number)
+            for phase, number in zip((head, tuning), epochs, strict=True)
+        ]
+        model, _, _ = _fit_phases(section, len(labels), (both, None), (again[0], again[1]), *rooms)
+    return model, labels, best
+
+
+def _fit_phases(
+    section: Pretrained,
+    labels: int,
+    parts: tuple[Part, Part | None],
+    phases: tuple[Phase, Phase],
+    features: Path,
+    pooled: Rows,
+    log: Log,
+    done: Path,
+) -> tuple[keras.Model, float, tuple[int, int]]:
+    """Train the head of the first phase, put it on the backbone, and fine-tune both in the second, if it has epochs.
+
+    Returns:
+        The whole model, its best macro F1, and how many epochs of each phase led to it.
+    """
+    on_head, on_both = phases
     rows = pooled if section.head == "softmax" else Rows(features, "maps")
-    labels, images = _images(split, rows)
-    keras.utils.set_random_seed(seed)
-    head = networks.head(section.head, len(labels), section.dropout, pooled.read(images[0].names))
+    keras.utils.set_random_seed(on_head.seed)
+    head = networks.head(section.head, labels, section.dropout, section.l2, pooled.read(parts[0].names))
     stored = keras.Input(rows.shape)
-    best = fit(keras.Model(stored, head(stored)), rows, images, _phase("head", section, seed), log, done)
+    best, epochs = fit(keras.Model(stored, head(stored)), rows, parts, on_head, log, done)
     backbone, _ = load(features / "backbone.keras")
     maps = backbone.output
     model = keras.Model(
         backbone.input,
         head(keras.layers.GlobalAveragePooling2D(name="pool")(maps) if section.head == "softmax" else maps),
     )
-    if section.fine_tune_epochs:
-        networks.unfreeze(backbone, section.fine_tune_layers)
-        tuning = _phase(
-            "fine-tuning", section, seed, section.fine_tune_epochs, section.fine_tune_learning_rate, augment=True
-        )
-        best = fit(model, Rows(RESIZED, "pixels"), images, tuning, log, done, least=best)
-    return model, labels, best
+    if not on_both.epochs:
+        return model, best, (epochs, 0)
+    networks.unfreeze(backbone, section.fine_tune_layers)
+    best, tuned = fit(model, Rows(RESIZED, "pixels"), parts, on_both, log, done, least=best)
+    return model, best, (epochs, tuned)
 
 
 def _phase(
-    name: str, section: Scratch | Pretrained, seed: int, epochs: int = 0, rate: float = 0.0, *, augment: bool = False
+    name: str, section: Scratch | Pretrained, seed: int, epochs: int, rate: float, *, augment: bool = False
 ) -> Phase:
     return Phase(
         name=name,
-        epochs=epochs or section.epochs,
+        epochs=epochs,
         patience=section.patience,
-        rate=rate or section.learning_rate,
+        rate=rate,
         batch_size=section.batch_size,
         imbalance=section.imbalance,
         seed=seed,
@@ -124,7 +159,8 @@ def _run(name: str, section: Scratch | Pretrained, seed: int, log: Log) -> None:
         model = keras.Model(logits.input, probabilities, name=name)
         model.trainable = True
         save(model, path, labels)
-        curves = pd.DataFrame(log.epochs)
+        # Epochs of a refit have no validation: their number is known already.
+        curves = pd.DataFrame(log.epochs).dropna(subset="validation_macro_f1")
         write_csv(Path(CURVES.format(name)), curves.round(6))
         best_epoch = int(np.argmax(curves["validation_macro_f1"])) + 1
         write_json(

@@ -25,7 +25,11 @@ TINY = {
     "resize.chunk": 32,
     "scratch.filters": [4, 8],
     "scratch.epochs": 2,
-    **{f"{model}.epochs": 2 for model in ("vgg16", "xception", "mobilenetv2")},
+    **{
+        f"{model}.{key}": value
+        for model in ("vgg16", "xception", "mobilenetv2")
+        for key, value in (("epochs", 2), ("input_size", 72))
+    },
 }
 
 

@@ -77,7 +77,7 @@ def test_a_stage_lists_exactly_the_parameters_that_it_reads(name: str) -> None:
     if name.startswith("train-"):
         read |= {stage["cmd"].split()[3]}
     if name.startswith("features-"):
-        read -= {"resize"}  # the size is that of the chunks, which it depends on
+        read |= {f"{stage['cmd'].split()[3]}.input_size"}
     assert set(stage["params"]) == read
 
 

@@ -17,11 +17,12 @@ from stages.common.problem import Problem
 def test_scores_of_a_hand_made_case() -> None:
     truth = ["a"] * 6 + ["b"] * 3 + ["c"]
     predicted = ["a"] * 5 + ["b"] + ["b"] * 2 + ["a"] + ["d"]
-    scores = evaluate.score(pd.DataFrame({"label": truth, "prediction": predicted}))
+    scores = evaluate.score(pd.DataFrame({"label": truth, "prediction": predicted, "probability": 0.5}))
     a, b, c = 10 / 12, 4 / 6, 0.0
     assert scores["macro_f1"] == pytest.approx((a + b + c) / 3, abs=1e-6)
     assert scores["weighted_f1"] == pytest.approx((6 * a + 3 * b + 1 * c) / 10, abs=1e-6)
     assert scores["accuracy"] == 0.7
+    assert scores["expected_calibration_error"] == pytest.approx(0.2)
     assert scores["test_images"] == 10
 
 
@@ -48,7 +49,7 @@ def test_the_report_has_every_label_by_support() -> None:
     ],
 )
 def test_scores_of_odd_cases_are_defined(truth: list[str], predicted: list[str], macro: float, weighted: float) -> None:
-    scores = evaluate.score(pd.DataFrame({"label": truth, "prediction": predicted}))
+    scores = evaluate.score(pd.DataFrame({"label": truth, "prediction": predicted, "probability": 0.5}))
     assert scores["macro_f1"] == pytest.approx(macro, abs=1e-6)
     assert scores["weighted_f1"] == pytest.approx(weighted, abs=1e-6)
     present = sorted(set(truth))
@@ -82,7 +83,14 @@ def test_evaluate_writes_what_follows_from_the_saved_predictions(evaluated: Path
     np.testing.assert_allclose(predictions[["a", "b, c"]].sum(axis=1), 1, atol=1e-5)
     assert (predictions[["a", "b, c"]].idxmax(axis=1) == predictions["prediction"]).all()
     metrics = json.loads(evaluate.METRICS.read_text())
-    assert list(metrics) == ["model", "macro_f1", "weighted_f1", "accuracy", "test_images"]
+    assert list(metrics) == [
+        "model",
+        "macro_f1",
+        "weighted_f1",
+        "accuracy",
+        "expected_calibration_error",
+        "test_images",
+    ]
     assert metrics == {"model": "scratch", **evaluate.score(predictions)}
     assert list(pd.read_csv(evaluate.LABELS).columns) == ["label", "precision", "recall", "f1", "support"]
     assert pd.read_csv(evaluate.CONFUSION).equals(predictions[["label", "prediction"]])

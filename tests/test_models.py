@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 
 from stages import features, train
-from stages.common import chunks, networks, saving
+from stages.common import chunks, fitting, networks, saving
 from stages.common.backend import device, keras
 from stages.common.batches import Batches, Part, Shuffle, augment
 from stages.common.chunks import Rows
@@ -24,7 +25,7 @@ from stages.common.fitting import Log
 from stages.common.imbalance import class_weights, make_loss
 from stages.common.parameters import Pretrained, Scratch
 from stages.common.problem import Problem
-from stages.common.scores import f1
+from stages.common.scores import calibration_error, f1
 from tests.conftest import ROOT
 
 EXAMPLES = np.random.default_rng(0).integers(0, 255, (8, 72, 72, 3), dtype=np.uint8)
@@ -37,7 +38,7 @@ PREPROCESSING = {
 
 @pytest.fixture(scope="session")
 def backbones() -> dict[str, keras.Model]:
-    return {name: networks.backbone(name, 72, "random", EXAMPLES) for name in networks.BACKBONES}
+    return {name: networks.backbone(name, 72, 72, "random", EXAMPLES) for name in networks.BACKBONES}
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def test_random_weights_keep_the_signal_alive_and_are_always_the_same(
 ) -> None:
     maps = backbones[name].predict_on_batch(EXAMPLES)
     assert 1e-2 < maps.std() < 1e2
-    again = networks.backbone(name, 72, "random", EXAMPLES)
+    again = networks.backbone(name, 72, 72, "random", EXAMPLES)
     for first, second in zip(backbones[name].get_weights(), again.get_weights(), strict=True):
         np.testing.assert_array_equal(first, second)
 
@@ -88,12 +89,12 @@ def test_a_weights_file_is_loaded_and_another_networks_is_refused(
 ) -> None:
     source = backbones["mobilenetv2"]
     source.save_weights(tmp_path / "mobilenetv2.weights.h5")
-    loaded = networks.backbone("mobilenetv2", 72, str(tmp_path / "mobilenetv2.weights.h5"), EXAMPLES)
+    loaded = networks.backbone("mobilenetv2", 72, 72, str(tmp_path / "mobilenetv2.weights.h5"), EXAMPLES)
     np.testing.assert_array_equal(loaded.predict_on_batch(EXAMPLES), source.predict_on_batch(EXAMPLES))
     (tmp_path / "nonsense.weights.h5").write_bytes(b"no HDF5")
     for other in ("mobilenetv2.weights.h5", "nonsense.weights.h5"):
         with pytest.raises(Problem, match=rf"weights: .*{other} is not a weights file of vgg16"):
-            networks.backbone("vgg16", 72, str(tmp_path / other), EXAMPLES)
+            networks.backbone("vgg16", 72, 72, str(tmp_path / other), EXAMPLES)
 
 
 @pytest.mark.slow
@@ -104,7 +105,16 @@ def test_imagenet_weights_that_cannot_be_had_say_what_to_set(monkeypatch: pytest
     family = networks.BACKBONES["vgg16"]._replace(build=fail)
     monkeypatch.setitem(networks.BACKBONES, "vgg16", family)
     with pytest.raises(Problem, match="ImageNet weights of vgg16 can't be loaded .* set weights to random or"):
-        networks.backbone("vgg16", 72, "imagenet", EXAMPLES)
+        networks.backbone("vgg16", 72, 72, "imagenet", EXAMPLES)
+
+
+def test_a_backbone_enlarges_what_it_sees() -> None:
+    model = networks.backbone("mobilenetv2", 72, 96, "random", EXAMPLES)
+    assert model.input.shape == (None, 72, 72, 3)
+    assert model.output.shape == (None, 3, 3, 1280)
+    seen = keras.Model(model.input, model.get_layer("resize").output).predict_on_batch(EXAMPLES)
+    enlarged = keras.ops.image.resize(EXAMPLES.astype(np.float32), (96, 96), interpolation="bilinear")
+    np.testing.assert_allclose(seen, enlarged, atol=1e-3)
 
 
 def test_auto_weights_follow_from_the_data_alone() -> None:
@@ -115,7 +125,7 @@ def test_auto_weights_follow_from_the_data_alone() -> None:
 
 
 def test_unfreezing_spares_normalisation(backbones: dict[str, keras.Model]) -> None:
-    model = networks.backbone("mobilenetv2", 72, "random", EXAMPLES)
+    model = networks.backbone("mobilenetv2", 72, 72, "random", EXAMPLES)
     networks.unfreeze(model, 6)
     free = [layer for layer in model.layers if layer.trainable_weights]
     assert 0 < len(free) < 6
@@ -172,6 +182,16 @@ def test_f1_is_the_mean_over_the_labels_that_occur() -> None:
     assert f1(truth, predictions, "macro") == pytest.approx((2 / 3 + 1) / 2)
     assert f1(truth, predictions, "macro") > f1_score(truth, predictions, average="macro", zero_division=0)
     assert f1(["a", "b"], ["a", "a"], "macro") == pytest.approx((2 / 3 + 0) / 2)
+
+
+def test_the_calibration_error_of_hand_made_cases() -> None:
+    sure, right = np.full(10, 0.8), np.arange(10) < 8
+    assert calibration_error(sure, right) == pytest.approx(0)
+    assert calibration_error(sure, np.ones(10, bool)) == pytest.approx(0.2)
+    # two bins: 0.9 - 0.5 for four images, 1 - 0.2 for one
+    values = calibration_error(np.array([0.9, 0.9, 0.9, 0.9, 0.2]), np.array([1, 1, 0, 0, 1], bool))
+    assert values == pytest.approx((4 * 0.4 + 0.8) / 5)
+    assert calibration_error(np.array([0.0, 1.0]), np.array([False, True])) == 0
 
 
 def test_batches_are_a_function_of_seed_and_epoch(pictures: tuple[Path, pd.DataFrame]) -> None:
@@ -381,32 +401,47 @@ def test_a_part_whose_images_all_failed_is_one_problem(
         train_scratch((folder, split), monkeypatch, scratch_section())
 
 
+def pretrained_section(**changes: Any) -> Pretrained:
+    values = {
+        "input_size": 48,
+        "head": "softmax",
+        "l2": 10.0,
+        "dropout": 0.1,
+        "batch_size": 8,
+        "learning_rate": 0.01,
+        "epochs": 6,
+        "patience": 6,
+        "imbalance": "class_weight",
+        "fine_tune_epochs": 2,
+        "fine_tune_layers": 4,
+        "fine_tune_learning_rate": 1e-4,
+        "refit": False,
+    }
+    return Pretrained.model_validate(values | changes)
+
+
+@pytest.fixture
+def extracted(pictures: tuple[Path, pd.DataFrame], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The pictures' features by a random MobileNetV2 that enlarges them."""
+    folder, _ = pictures
+    out = tmp_path / "features"
+    out.mkdir()
+    model = networks.backbone("mobilenetv2", 32, 48, "random", chunks.read(chunks.paths(folder)[0], "pixels")[1])
+    assert features.extract(model, folder, out, "features-mobilenetv2") == 48
+    saving.save(model, out / "backbone.keras", [])
+    monkeypatch.setattr(train, "RESIZED", folder)
+    return out
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ["softmax", "conv"])
 def test_heads_learn_on_features_and_fine_tuning_does_not_lose_it(
-    pictures: tuple[Path, pd.DataFrame], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: str
+    pictures: tuple[Path, pd.DataFrame], extracted: Path, tmp_path: Path, head: str
 ) -> None:
     folder, split = pictures
-    out = tmp_path / "features"
-    out.mkdir()
-    model = networks.backbone("mobilenetv2", 32, "random", chunks.read(chunks.paths(folder)[0], "pixels")[1])
-    assert features.extract(model, folder, out, "features-mobilenetv2") == 48
-    saving.save(model, out / "backbone.keras", [])
-    section = Pretrained(
-        head=head,  # type: ignore[arg-type]
-        dropout=0.1,
-        batch_size=8,
-        learning_rate=0.01,
-        epochs=6,
-        patience=6,
-        imbalance="class_weight",
-        fine_tune_epochs=2,
-        fine_tune_layers=4,
-        fine_tune_learning_rate=1e-4,
-    )
-    monkeypatch.setattr(train, "RESIZED", folder)
     log = Log("train-mobilenetv2")
-    trained, labels, best = train.train_pretrained(section, 5, split, out, log, tmp_path)
+    section = pretrained_section(head=head)
+    trained, labels, best = train.train_pretrained(section, 5, split, extracted, log, tmp_path)
     assert [row["phase"] for row in log.epochs].count("fine-tuning") == 2
     assert [row["epoch"] for row in log.epochs] == list(range(1, len(log.epochs) + 1))
     heads = [row["validation_macro_f1"] for row in log.epochs if row["phase"] == "head"]
@@ -415,6 +450,70 @@ def test_heads_learn_on_features_and_fine_tuning_does_not_lose_it(
     predictions = trained.predict(Rows(folder, "pixels").read(list(validation["image"])), verbose=0).argmax(axis=1)
     assert f1(validation["label"].to_numpy(), np.array(labels)[predictions], "macro") == pytest.approx(best)
     assert not any(isinstance(layer, keras.Model) for layer in trained.layers)
+
+
+@pytest.mark.slow
+def test_a_refit_trains_as_many_epochs_as_were_best_on_both_parts(
+    pictures: tuple[Path, pd.DataFrame], extracted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, split = pictures
+    seen: list[int] = []
+
+    def counted(model: Any, rows: Any, parts: Any, *args: Any, **more: Any) -> Any:
+        seen.append(len(parts[0].names))
+        return fitting.fit(model, rows, parts, *args, **more)
+
+    monkeypatch.setattr(train, "fit", counted)
+    log = Log("train-mobilenetv2")
+    section = pretrained_section(refit=True, epochs=4, fine_tune_epochs=2, fine_tune_learning_rate=0.01)
+    train.train_pretrained(section, 5, split, extracted, log, tmp_path)
+    scores = [row["validation_macro_f1"] for row in log.epochs if row["phase"] == "head"]
+    again = [row for row in log.epochs if row["phase"] == "refit-head"]
+    assert len(again) == int(np.argmax(scores)) + 1
+    assert not any("validation_macro_f1" in row for row in again)
+    tuned = [row["validation_macro_f1"] for row in log.epochs if row["phase"] == "fine-tuning"]
+    wanted = int(np.argmax(tuned)) + 1 if max(tuned) > max(scores) else 0
+    assert [row["phase"] for row in log.epochs].count("refit-fine-tuning") == wanted
+    assert seen[:3] == [24, 24, 36]
+
+
+@pytest.mark.slow
+def test_the_head_is_a_logistic_regression_on_directions(
+    pictures: tuple[Path, pd.DataFrame], extracted: Path, tmp_path: Path
+) -> None:
+    _, split = pictures
+    section = pretrained_section(
+        dropout=0.0, l2=20.0, batch_size=24, epochs=300, patience=300, fine_tune_epochs=0, imbalance="none"
+    )
+    trained, labels, _ = train.train_pretrained(section, 5, split, extracted, Log("train-mobilenetv2"), tmp_path)
+    with np.load(tmp_path / "head.npz") as stored:  # of the last epoch, not the best one
+        last = {stored[name].shape: stored[name] for name in stored.files if name.startswith("weights ")}
+    trained.get_layer("logits").set_weights([last[1280, 3], last[(3,)]])
+    rows, used = Rows(extracted, "pooled"), split[split["part"] == "train"]
+    directions = np.sqrt(rows.read(list(split["image"])) + 1e-4)
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    known = directions[(split["part"] == "train").to_numpy()]
+    deviations = np.sqrt(np.maximum(known.var(axis=0), 1e-2 * known.var(axis=0).mean()))
+    standardised = (directions - known.mean(axis=0)) / deviations
+    theirs = LogisticRegression(C=1 / 20, max_iter=5000).fit(
+        standardised[(split["part"] == "train").to_numpy()], used["label"]
+    )
+    logits = keras.Model(trained.get_layer("pool").output, trained.output).predict_on_batch(
+        rows.read(list(split["image"]))
+    )
+    mine = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    assert list(theirs.classes_) == labels
+    np.testing.assert_allclose(mine, theirs.predict_proba(standardised), atol=0.02)
+
+
+def test_features_of_zero_have_a_finite_slope() -> None:
+    head = networks.head("softmax", 2, 0.0, 1.0, np.zeros((3, 5), np.float32))
+    pooled = keras.Input((5,))
+    below = keras.layers.ReLU()(keras.layers.Dense(5)(pooled))
+    whole = keras.Model(pooled, head(below))
+    whole.compile(keras.optimizers.SGD(0.1), "mse")
+    whole.fit(np.zeros((3, 5), np.float32), np.ones((3, 2), np.float32), verbose=0)
+    assert all(np.isfinite(weights).all() for weights in whole.get_weights())
 
 
 def test_the_device_is_named() -> None:

@@ -56,6 +56,9 @@ def test_every_model_has_a_section_and_nothing_else_is_a_model() -> None:
         ("scratch.dropout", float("nan"), "finite"),
         ("vgg16.imbalance", "smote", "'none', 'class_weight', 'focal' or 'logit_adjustment'"),
         ("xception.head", "dense", "'softmax' or 'conv'"),
+        ("mobilenetv2.input_size", 8, "greater than or equal to 32"),
+        ("mobilenetv2.l2", -1.0, "greater than or equal to 0"),
+        ("mobilenetv2.refit", "yes", "boolean"),
     ],
 )
 def test_a_wrong_value_is_one_line_that_names_key_value_and_what_is_allowed(
@@ -109,8 +112,8 @@ def test_floats_as_dvc_writes_them(tmp_path: Path) -> None:
 
 def test_xception_refuses_images_that_its_layers_use_up(tmp_path: Path) -> None:
     path = written(tmp_path, COMMITTED)
-    set_parameters(path, {"model": "xception", "resize.size": 64})
-    with pytest.raises(Problem, match="resize.size is 64; with model=xception it should be 71 or more"):
+    set_parameters(path, {"xception.input_size": 64})
+    with pytest.raises(Problem, match="xception.input_size is 64; it should be 71 or more"):
         parameters.load(path)
 
 

@@ -177,7 +177,7 @@ def test_real_photographs_are_learnt_well_above_the_majority(
     shutil.copytree(shared("keras"), tmp_path / "keras")
     (tmp_path / "keras").chmod(0o755)
     clone.set(data=str(shared("mpii/actions10")), target="activity", model="mobilenetv2")
-    clone.set(resize__size=224, mobilenetv2__epochs=15)
+    clone.set(resize__size=224, mobilenetv2__epochs=15, mobilenetv2__input_size=224)
     clone.run("dvc", "repro", KERAS_HOME=str(tmp_path / "keras"))
     evaluation = clone.json("metrics/evaluation.json")
     labels = pd.read_csv(clone.path / "plots/labels.csv")

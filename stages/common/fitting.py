@@ -49,14 +49,21 @@ class _Run:
     """How far a phase is: all that its next epoch depends on, beside the weights and the optimizer."""
 
     best: float
+    best_epochs: int = 0
     since: int = 0
     epochs: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
 
 
 def fit(
-    model: keras.Model, rows: Rows, parts: tuple[Part, Part], phase: Phase, log: Log, folder: Path, least: float = -1.0
-) -> float:
+    model: keras.Model,
+    rows: Rows,
+    parts: tuple[Part, Part | None],
+    phase: Phase,
+    log: Log,
+    folder: Path,
+    least: float = -1.0,
+) -> tuple[float, int]:
     """Train `model`, which gives logits, and leave it with the weights of its best epoch.
 
     After each epoch all that the next one depends on is written to a file in `folder`, and taken up again from there.
@@ -64,19 +71,19 @@ def fit(
     Args:
         model: rows to logits; its trainable layers are trained.
         rows: what it takes.
-        parts: training and validation images.
+        parts: training and validation images. Without the latter no epoch is better than the last.
         phase: how to train.
         log: gets one row an epoch.
         folder: of the same model, rows, parts and phase alone.
         least: the macro F1 that the model has already: an epoch must beat it to count as better.
 
     Returns:
-        The macro F1 of the best epoch on the validation images, or `least`.
+        The macro F1 of the best epoch on the validation images, or `least`; and the number of epochs up to that one.
 
     Raises:
         Problem: the loss became infinite or not a number, or the system refused to write.
     """
-    train, _ = parts
+    train, validation = parts
     counts = np.bincount(train.labels, minlength=model.output.shape[-1])
     model.compile(keras.optimizers.Adam(phase.rate), make_loss(phase.imbalance, counts), metrics=["accuracy"])
     model.optimizer.build(model.trainable_variables)
@@ -99,23 +106,29 @@ def fit(
                 raise Problem(
                     f"{log.stage}: the loss of epoch {epoch + 1} is not finite; nothing is saved: lower the learning rate ({phase.rate})"
                 )
-            better = row["validation_macro_f1"] > run.best
+            better = validation is None or row["validation_macro_f1"] > run.best
             bar.write(_line(log.stage, row, better))
+            run.epochs.append(row)
             run.since = 0 if better else run.since + 1
             if better:
-                run.best, best_weights = row["validation_macro_f1"], model.get_weights()
-            run.epochs.append(row)
+                run.best, run.best_epochs = row.get("validation_macro_f1", least), len(run.epochs)
+                best_weights = model.get_weights()
             run.seconds += time.perf_counter() - start
             _save(model, run, best_weights, checkpoint)
     model.set_weights(best_weights)
     log.epochs += run.epochs
     log.images += len(run.epochs) * len(train.names)
     log.seconds += run.seconds
-    return run.best
+    return run.best, run.best_epochs
 
 
 def _epoch(
-    model: keras.Model, rows: Rows, parts: tuple[Part, Part], phase: Phase, epoch: int, step: keras.callbacks.Callback
+    model: keras.Model,
+    rows: Rows,
+    parts: tuple[Part, Part | None],
+    phase: Phase,
+    epoch: int,
+    step: keras.callbacks.Callback,
 ) -> dict[str, Any]:
     """Train one epoch, whose randomness follows from (seed, epoch) alone, and validate: its row in the log."""
     train, validation = parts
@@ -124,7 +137,7 @@ def _epoch(
     batches = Batches(rows, train, model.output.shape[-1], phase.batch_size, shuffle)
     seen = model.fit(batches, verbose=0, shuffle=False, callbacks=[step]).history
     row = {"epoch": epoch + 1, "phase": phase.name, "loss": seen["loss"][0], "accuracy": seen["accuracy"][0]}
-    return row | validate(model, rows, validation, phase.batch_size)
+    return row if validation is None else row | validate(model, rows, validation, phase.batch_size)
 
 
 def _save(model: keras.Model, run: _Run, best_weights: list[np.ndarray], path: Path) -> None:
@@ -166,7 +179,10 @@ def validate(model: keras.Model, rows: Rows, part: Part, batch_size: int) -> dic
 
 
 def _line(stage: str, row: dict[str, Any], better: bool) -> str:
+    line = f"{stage}: epoch {row['epoch']} ({row['phase']}): loss {row['loss']:.3f}"
+    if "validation_loss" not in row:
+        return line
     return (
-        f"{stage}: epoch {row['epoch']} ({row['phase']}): loss {row['loss']:.3f}, validation loss {row['validation_loss']:.3f}, "
-        f"accuracy {row['validation_accuracy']:.3f}, macro F1 {row['validation_macro_f1']:.3f}{' (best)' if better else ''}"
+        f"{line}, validation loss {row['validation_loss']:.3f}, accuracy {row['validation_accuracy']:.3f}, "
+        f"macro F1 {row['validation_macro_f1']:.3f}{' (best)' if better else ''}"
     )

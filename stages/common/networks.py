@@ -45,12 +45,13 @@ BACKBONES = {
 RANDOM_WEIGHTS_SEED = 0
 
 
-def backbone(name: str, size: int, weights: str, examples: np.ndarray) -> keras.Model:
+def backbone(name: str, size: int, input_size: int, weights: str, examples: np.ndarray) -> keras.Model:
     """A frozen backbone without its top: uint8 images to float feature maps.
 
     Args:
         name: one of `BACKBONES`.
         size: side of the images in pixels.
+        input_size: side to which the model enlarges or reduces them, bilinearly, before it looks at them.
         weights: imagenet, random (always the same ones), or a weights file of this backbone as Keras saves it.
         examples: uint8 images, (n, size, size, 3), from which random weights take their normalisation's statistics.
 
@@ -60,13 +61,14 @@ def backbone(name: str, size: int, weights: str, examples: np.ndarray) -> keras.
     family = BACKBONES[name]
     keras.utils.set_random_seed(RANDOM_WEIGHTS_SEED)
     images = keras.Input((size, size, 3), dtype="uint8", name="images")
-    scaled = family.scale(images)
+    seen = images if input_size == size else keras.layers.Resizing(input_size, input_size, name="resize")(images)
+    scaled = family.scale(seen)
     try:
         model = family.build(
             include_top=False,
             weights="imagenet" if weights == "imagenet" else None,
             input_tensor=scaled,
-            input_shape=(size, size, 3),
+            input_shape=(input_size, input_size, 3),
             **family.options,
         )
     except Exception as error:
@@ -111,16 +113,25 @@ def _short(error: Exception) -> str:
     return text if len(text) <= 160 else text[:157] + "..."
 
 
+def _direction(pooled: keras.KerasTensor) -> keras.KerasTensor:
+    """The direction of the features' roots; what is added keeps the slope at 0 finite, for fine-tuning."""
+    return keras.ops.normalize(keras.ops.sqrt(pooled + 1e-4), axis=-1)
+
+
 def head(
-    kind: str, labels: int, dropout: float, pooled: np.ndarray
+    kind: str, labels: int, dropout: float, l2: float, pooled: np.ndarray
 ) -> Callable[[keras.KerasTensor], keras.KerasTensor]:
     """Layers from feature maps or pooled features to logits; to be called on several inputs, which then share weights.
+
+    Head softmax takes the root of the features and then their direction alone (Perronnin et al., Improving the Fisher
+    kernel for large-scale image classification, ECCV 2010), standardised.
 
     Args:
         kind: softmax (pooled features, (n, channels)) or conv (feature maps, (n, height, width, channels)).
         labels: number of logits.
         dropout: fraction of the features dropped in training.
-        pooled: the training images' pooled features, (n, channels): head softmax standardises by them.
+        l2: strength of the penalty on the last layer's weights W, l2 / (2 n) |W|^2: scikit-learn's 1 / C.
+        pooled: the training images' pooled features, (n, channels), none negative: head softmax standardises by them.
     """
     if kind == "conv":
         layers = [
@@ -133,11 +144,18 @@ def head(
             keras.layers.GlobalAveragePooling2D(name="head_pool"),
         ]
     else:
-        variance = np.maximum(pooled.var(axis=0), 1e-6)
-        layers = [keras.layers.Normalization(mean=pooled.mean(axis=0), variance=variance, name="head_standardise")]
+        examples = keras.ops.convert_to_numpy(_direction(pooled))
+        variance = examples.var(axis=0)
+        # A feature that hardly varies is noise: it is not blown up.
+        variance = np.maximum(variance, max(1e-2 * variance.mean(), 1e-12))
+        layers = [
+            _direction,
+            keras.layers.Normalization(mean=examples.mean(axis=0), variance=variance, name="head_standardise"),
+        ]
+    penalty = keras.regularizers.L2(l2 / (2 * len(pooled))) if l2 else None
     layers += [
         keras.layers.Dropout(dropout, name="head_dropout"),
-        keras.layers.Dense(labels, dtype="float32", name="logits"),
+        keras.layers.Dense(labels, kernel_regularizer=penalty, dtype="float32", name="logits"),
     ]
 
     def apply(features: keras.KerasTensor) -> keras.KerasTensor:

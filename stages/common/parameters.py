@@ -70,7 +70,10 @@ class Scratch(Training):
 
 
 class Pretrained(Training):
+    input_size: Annotated[int, Field(ge=32, le=1024)]
     head: Literal["softmax", "conv"]
+    l2: Annotated[float, Field(ge=0)]
+    refit: bool
     fine_tune_epochs: Annotated[int, Field(ge=0)]
     fine_tune_layers: Count
     fine_tune_learning_rate: Rate
@@ -146,9 +149,9 @@ def load(path: Path = FILE) -> Parameters:
 def _check_across(parameters: Parameters, path: Path) -> None:
     if parameters.model not in MODELS:
         raise Problem(f"{path}: model is {parameters.model!r}; allowed are {', '.join(MODELS)}")
-    if parameters.model == "xception" and parameters.resize.size < XCEPTION_LEAST:
+    if parameters.xception.input_size < XCEPTION_LEAST:
         raise Problem(
-            f"{path}: resize.size is {parameters.resize.size}; with model=xception it should be {XCEPTION_LEAST} or more"
+            f"{path}: xception.input_size is {parameters.xception.input_size}; it should be {XCEPTION_LEAST} or more"
         )
     weights = parameters.weights
     if weights not in ("auto", "imagenet", "random") and not Path(weights).is_file():

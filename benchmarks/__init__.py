@@ -1,0 +1,1 @@
+"""What the claims about recipes rest on: run by hand, not by dvc."""
