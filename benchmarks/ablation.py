@@ -92,8 +92,21 @@ def _flattened(steps: int) -> list[Any]:
     return [patch.object(networks, "head", _flatten_head)]
 
 
-def _without_roots(steps: int) -> list[Any]:
-    return [patch.object(networks, "_direction", lambda pooled: pooled)]
+_HEAD = networks.head
+
+
+def _direction(pooled: Any) -> Any:
+    """Roots of features, and their direction alone (Perronnin et al., Improving the Fisher kernel, ECCV 2010)."""
+    return keras.ops.normalize(keras.ops.sqrt(pooled + 1e-4), axis=-1)
+
+
+def _rooted_head(kind: str, labels: int, dropout: float, l2: float, pooled: np.ndarray) -> Any:
+    head = _HEAD(kind, labels, dropout, l2, keras.ops.convert_to_numpy(_direction(pooled)))
+    return lambda features: head(_direction(features))
+
+
+def _rooted(steps: int) -> list[Any]:
+    return [patch.object(networks, "head", _rooted_head)]
 
 
 _NOTEBOOKS = {"input_size": 224, "head": "conv", "l2": 0.0, "imbalance": "none", "refit": False}
@@ -105,11 +118,10 @@ ROWS = {
     ),
     "+ split by video": Row(change=_NOTEBOOKS, own_scale=False, patches=_flattened),
     "+ the backbone's own preprocessing": Row(change=_NOTEBOOKS, patches=_flattened),
-    "+ pooled features, standardised": Row(change=_NOTEBOOKS | {"head": "softmax"}, patches=_without_roots),
-    "+ class weights": Row(change={"input_size": 224, "l2": 0.0, "refit": False}, patches=_without_roots),
-    "+ input enlarged to 320": Row(change={"l2": 0.0, "refit": False}, patches=_without_roots),
-    "+ roots, direction": Row(change={"l2": 0.0, "refit": False}),
-    "+ l2 300": Row(change={"refit": False}),
+    "+ pooled features, standardised": Row(change=_NOTEBOOKS | {"head": "softmax"}),
+    "+ class weights": Row(change={"input_size": 224, "l2": 0.0, "refit": False}),
+    "+ input enlarged to 320": Row(change={"l2": 0.0, "refit": False}),
+    "+ l2 100": Row(change={"refit": False}),
     "+ refit = default": Row(),
     "default, split by image": Row(base="+ refit = default", group="image"),
     "imbalance none": Row(base="+ refit = default", change={"imbalance": "none"}),
@@ -118,8 +130,11 @@ ROWS = {
     "imbalance none, logits adjusted afterwards": Row(
         base="+ refit = default", change={"imbalance": "none"}, after="adjust"
     ),
-    "l2 30": Row(base="+ refit = default", change={"l2": 30.0}),
-    "l2 3000": Row(base="+ refit = default", change={"l2": 3000.0}),
+    "l2 10": Row(base="+ refit = default", change={"l2": 10.0}),
+    "l2 1000": Row(base="+ refit = default", change={"l2": 1000.0}),
+    "roots of the features, their direction, l2 300": Row(
+        base="+ refit = default", change={"l2": 300.0}, patches=_rooted
+    ),
     "dropout 0.2": Row(base="+ refit = default", change={"dropout": 0.2}),
     "label smoothing 0.1": Row(
         base="+ refit = default", patches=lambda steps: [patch.object(fitting, "make_loss", _smoothed)]
@@ -138,8 +153,8 @@ ROWS = {
     "mirrored photographs as further rows": Row(base="+ refit = default", pixels="mirrored rows"),
     "mirrored view in the mean, both times": Row(base="+ refit = default", pixels="mirrored mean"),
     "mirrored view in the mean when predicting": Row(base="+ refit = default", after="mirror"),
-    "temperature from validation": Row(base="+ l2 300", after="temperature"),
-    "no refit, input 224": Row(base="+ l2 300", change={"input_size": 224}),
+    "temperature from validation": Row(base="+ l2 100", after="temperature"),
+    "no refit, input 224": Row(base="+ l2 100", change={"input_size": 224}),
     "head conv": Row(base="no refit, input 224", change={"head": "conv"}),
     "fine-tuning: 12 layers, rate 1e-5": Row(
         base="no refit, input 224", change=_TUNING | {"fine_tune_learning_rate": 1e-5}

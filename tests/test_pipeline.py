@@ -50,7 +50,14 @@ def again(finished: Clone, tmp_path: Path) -> Clone:
 
 def test_the_first_repro_leaves_metrics_plots_and_predictions(finished: Clone) -> None:
     evaluation = finished.json("metrics/evaluation.json")
-    assert list(evaluation) == ["model", "macro_f1", "weighted_f1", "accuracy", "test_images"]
+    assert list(evaluation) == [
+        "model",
+        "macro_f1",
+        "weighted_f1",
+        "accuracy",
+        "expected_calibration_error",
+        "test_images",
+    ]
     training = finished.json("metrics/training.json")
     assert list(training) == [
         "model",

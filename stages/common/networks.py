@@ -113,25 +113,17 @@ def _short(error: Exception) -> str:
     return text if len(text) <= 160 else text[:157] + "..."
 
 
-def _direction(pooled: keras.KerasTensor) -> keras.KerasTensor:
-    """The direction of the features' roots; what is added keeps the slope at 0 finite, for fine-tuning."""
-    return keras.ops.normalize(keras.ops.sqrt(pooled + 1e-4), axis=-1)
-
-
 def head(
     kind: str, labels: int, dropout: float, l2: float, pooled: np.ndarray
 ) -> Callable[[keras.KerasTensor], keras.KerasTensor]:
     """Layers from feature maps or pooled features to logits; to be called on several inputs, which then share weights.
-
-    Head softmax takes the root of the features and then their direction alone (Perronnin et al., Improving the Fisher
-    kernel for large-scale image classification, ECCV 2010), standardised.
 
     Args:
         kind: softmax (pooled features, (n, channels)) or conv (feature maps, (n, height, width, channels)).
         labels: number of logits.
         dropout: fraction of the features dropped in training.
         l2: strength of the penalty on the last layer's weights W, l2 / (2 n) |W|^2: scikit-learn's 1 / C.
-        pooled: the training images' pooled features, (n, channels), none negative: head softmax standardises by them.
+        pooled: the training images' pooled features, (n, channels): head softmax standardises by them.
     """
     if kind == "conv":
         layers = [
@@ -144,14 +136,8 @@ def head(
             keras.layers.GlobalAveragePooling2D(name="head_pool"),
         ]
     else:
-        examples = keras.ops.convert_to_numpy(_direction(pooled))
-        variance = examples.var(axis=0)
-        # A feature that hardly varies is noise: it is not blown up.
-        variance = np.maximum(variance, max(1e-2 * variance.mean(), 1e-12))
-        layers = [
-            _direction,
-            keras.layers.Normalization(mean=examples.mean(axis=0), variance=variance, name="head_standardise"),
-        ]
+        variance = np.maximum(pooled.var(axis=0), 1e-6)
+        layers = [keras.layers.Normalization(mean=pooled.mean(axis=0), variance=variance, name="head_standardise")]
     penalty = keras.regularizers.L2(l2 / (2 * len(pooled))) if l2 else None
     layers += [
         keras.layers.Dropout(dropout, name="head_dropout"),
