@@ -338,14 +338,17 @@ def run(job: Job) -> Result:
     return Result(logits, truth, seconds)
 
 
+def _groups(table: pd.DataFrame, group: str) -> pd.Series:
+    if group == "image":
+        return table["image"]
+    return table["image"].where(table["video"].isna(), "video " + table["video"].astype("string"))
+
+
 def folds(table: pd.DataFrame, group: str, seed: int) -> Iterator[pd.DataFrame]:
     """Splits in which each image is once in test and once in validation: image, part, label, video."""
-    groups = table["image"]
-    if group == "video":
-        groups = groups.where(table["video"].isna(), "video " + table["video"].astype("string"))
     splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
     places = np.empty(len(table), dtype=int)
-    for number, (_, fold) in enumerate(splitter.split(table, table["label"], groups)):
+    for number, (_, fold) in enumerate(splitter.split(table, table["label"], _groups(table, group))):
         places[fold] = number
     for number in range(FOLDS):
         part = np.full(len(table), "train", dtype=object)
@@ -375,8 +378,10 @@ def jobs(
     if both:
         folder = merged(work, folder, mirror, row.pixels)
     made = []
+    decoded = {name for path in chunks.paths(source) for name in chunks.names(path)}
+    usable = table[table["image"].isin(decoded)].reset_index(drop=True)
     for repeat in range(REPEATS):
-        for split in folds(table, row.group, seed * 1000 + repeat):
+        for split in folds(usable, row.group, seed * 1000 + repeat):
             full = _with_mirrored(split) if row.pixels == "mirrored rows" else split
             made.append(Job(name, chosen, seed * 1000 + repeat, full, folder, source, mirror))
     return made
@@ -450,8 +455,12 @@ def main() -> None:
     )
     labelled = annotations[annotations["labelled"] & (annotations[arguments.target] != "")]
     table = labelled[["image", "video"]].assign(label=labelled[arguments.target]).reset_index(drop=True)
-    if table["label"].nunique() < 2:
-        raise problem.Problem(f"target {arguments.target} has fewer than two labels in {arguments.data}")
+    videos = _groups(table, "video").nunique()
+    if table["label"].nunique() < 2 or videos < FOLDS:
+        raise problem.Problem(
+            f"{arguments.data} has {len(table)} photographs of {table['label'].nunique()} {arguments.target} labels in {videos} "
+            f"videos; expected two labels and {FOLDS} videos or more"
+        )
     done: dict[str, list[Result]] = {}
     lines: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as work:
