@@ -3,8 +3,9 @@
     python -m benchmarks.ablation DATA [--target activity] [--seed 1] [--rows NAME ...] [--out FILE.csv]
 
 DATA is a folder in MPII's layout. A row is params.yaml's section `mobilenetv2`, or another row, with one change. All rows
-see the same folds, train with the pipeline's own functions, and are scored on the fold that is neither trained on nor
-used to choose the epoch. What did not pay is no longer in the pipeline: for its row it is put there from here.
+that are split by video see the same folds; all train with the pipeline's own functions, and are scored on the fold that is
+neither trained on nor used to choose the epoch. What did not pay is not in the pipeline: for its row it is put there from
+here.
 """
 
 import argparse
@@ -30,9 +31,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from stages import annotate, chunked_resize, features, train
-from stages.common import batches, chunks, fitting, layout, networks, parameters, problem
+from stages.common import batches, chunks, fitting, layout, networks, parameters, problem, workers
 from stages.common.backend import keras
 from stages.common.decoding import decode
+from stages.common.files import write_csv
 from stages.common.imbalance import Loss, make_loss
 from stages.common.parameters import Pretrained
 from stages.common.saving import save
@@ -51,8 +53,10 @@ Patches = Callable[[int], list[Any]]
 class Row:
     """One line of the table.
 
-    `change` is what it changes in the section of row `base`, from which it takes the rest too. `pixels`: squash, pad, crop
-    (how a photograph becomes a square), mirrored rows, mirrored mean. `patches` gets the steps of an epoch.
+    `change` is what it changes in the section of row `base`, from which it takes the rest too; without a base, in the
+    default. `pixels`: squash, pad, crop (how a photograph becomes a square), mirrored rows, mirrored mean. `roots`: whether the
+    head takes the roots of the features, as in its base if None. `patches` gets the steps of an epoch. `after`: what is done
+    with the logits.
     """
 
     base: str = ""
@@ -60,6 +64,7 @@ class Row:
     pixels: str = "squash"
     group: str = "video"
     own_scale: bool = True
+    roots: bool | None = None
     patches: Patches = lambda steps: []
     after: str = ""
 
@@ -92,67 +97,49 @@ def _flattened(steps: int) -> list[Any]:
     return [patch.object(networks, "head", _flatten_head)]
 
 
-_HEAD = networks.head
-
-
-def _direction(pooled: Any) -> Any:
-    """Roots of features, and their direction alone (Perronnin et al., Improving the Fisher kernel, ECCV 2010)."""
-    return keras.ops.normalize(keras.ops.sqrt(pooled + 1e-4), axis=-1)
-
-
-def _rooted_head(kind: str, labels: int, dropout: float, l2: float, pooled: np.ndarray) -> Any:
-    head = _HEAD(kind, labels, dropout, l2, keras.ops.convert_to_numpy(_direction(pooled)))
-    return lambda features: head(_direction(features))
-
-
-def _rooted(steps: int) -> list[Any]:
-    return [patch.object(networks, "head", _rooted_head)]
-
-
+_PLAIN = {"l2": 0.0, "imbalance": "class_weight", "refit": False}
 _NOTEBOOKS = {"input_size": 224, "head": "conv", "l2": 0.0, "imbalance": "none", "refit": False}
 _TUNING = {"fine_tune_epochs": 3, "fine_tune_layers": 12, "fine_tune_learning_rate": 1e-4}
 
+REFERENCE = "+ refit = reference"
+DEFAULT = "+ roots of the features, their direction = default"
 ROWS = {
     "notebooks' recipe: flatten, softmax, split by image": Row(
         change=_NOTEBOOKS, group="image", own_scale=False, patches=_flattened
     ),
     "+ split by video": Row(change=_NOTEBOOKS, own_scale=False, patches=_flattened),
     "+ the backbone's own preprocessing": Row(change=_NOTEBOOKS, patches=_flattened),
-    "+ pooled features, standardised": Row(change=_NOTEBOOKS | {"head": "softmax"}),
-    "+ class weights": Row(change={"input_size": 224, "l2": 0.0, "refit": False}),
-    "+ input enlarged to 320": Row(change={"l2": 0.0, "refit": False}),
-    "+ l2 100": Row(change={"refit": False}),
-    "+ refit = default": Row(),
-    "default, split by image": Row(base="+ refit = default", group="image"),
-    "imbalance none": Row(base="+ refit = default", change={"imbalance": "none"}),
-    "imbalance focal": Row(base="+ refit = default", change={"imbalance": "focal"}),
-    "imbalance logit_adjustment": Row(base="+ refit = default", change={"imbalance": "logit_adjustment"}),
-    "imbalance none, logits adjusted afterwards": Row(
-        base="+ refit = default", change={"imbalance": "none"}, after="adjust"
-    ),
-    "l2 10": Row(base="+ refit = default", change={"l2": 10.0}),
-    "l2 1000": Row(base="+ refit = default", change={"l2": 1000.0}),
-    "roots of the features, their direction, l2 300": Row(
-        base="+ refit = default", change={"l2": 300.0}, patches=_rooted
-    ),
-    "dropout 0.2": Row(base="+ refit = default", change={"dropout": 0.2}),
-    "label smoothing 0.1": Row(
-        base="+ refit = default", patches=lambda steps: [patch.object(fitting, "make_loss", _smoothed)]
-    ),
+    "+ pooled features, standardised": Row(change=_NOTEBOOKS | {"head": "softmax"}, roots=False),
+    "+ class weights": Row(change=_PLAIN | {"input_size": 224}, roots=False),
+    "+ input enlarged to 320": Row(change=_PLAIN, roots=False),
+    "+ l2 100": Row(change={"imbalance": "class_weight", "refit": False}, roots=False),
+    REFERENCE: Row(change={"imbalance": "class_weight"}, roots=False),
+    "+ logit_adjustment in place of class weights": Row(roots=False),
+    DEFAULT: Row(),
+    "default, split by image": Row(base=DEFAULT, group="image"),
+    "imbalance none": Row(base=REFERENCE, change={"imbalance": "none"}),
+    "imbalance focal": Row(base=REFERENCE, change={"imbalance": "focal"}),
+    "imbalance logit_adjustment": Row(base=REFERENCE, change={"imbalance": "logit_adjustment"}),
+    "imbalance none, logits adjusted afterwards": Row(base=REFERENCE, change={"imbalance": "none"}, after="adjust"),
+    "l2 10": Row(base=REFERENCE, change={"l2": 10.0}),
+    "l2 1000": Row(base=REFERENCE, change={"l2": 1000.0}),
+    "roots of the features, their direction, l2 300": Row(base=REFERENCE, change={"l2": 300.0}, roots=True),
+    "dropout 0.2": Row(base=REFERENCE, change={"dropout": 0.2}),
+    "label smoothing 0.1": Row(base=REFERENCE, patches=lambda steps: [patch.object(fitting, "make_loss", _smoothed)]),
     "cosine decay, 2 epochs of warm-up, no early stop": Row(
-        base="+ refit = default", change={"patience": 30}, patches=_optimizer(_cosine)
+        base=REFERENCE, change={"patience": 30}, patches=_optimizer(_cosine)
     ),
-    "weights averaged (EMA 0.9)": Row(
-        base="+ refit = default",
+    "weights averaged within each epoch (EMA 0.9)": Row(
+        base=REFERENCE,
         patches=_optimizer(lambda rate, steps: _ADAM(rate, use_ema=True, ema_momentum=0.9)),
     ),
-    "squares by padding": Row(base="+ refit = default", pixels="pad"),
-    "squares by cropping": Row(base="+ refit = default", pixels="crop"),
-    "input 224": Row(base="+ refit = default", change={"input_size": 224}),
-    "input 384": Row(base="+ refit = default", change={"input_size": 384}),
-    "mirrored photographs as further rows": Row(base="+ refit = default", pixels="mirrored rows"),
-    "mirrored view in the mean, both times": Row(base="+ refit = default", pixels="mirrored mean"),
-    "mirrored view in the mean when predicting": Row(base="+ refit = default", after="mirror"),
+    "squares by padding": Row(base=REFERENCE, pixels="pad"),
+    "squares by cropping": Row(base=REFERENCE, pixels="crop"),
+    "input 224": Row(base=REFERENCE, change={"input_size": 224}),
+    "input 384": Row(base=REFERENCE, change={"input_size": 384}),
+    "mirrored photographs as further rows": Row(base=REFERENCE, pixels="mirrored rows"),
+    "mirrored view in the mean, both times": Row(base=REFERENCE, pixels="mirrored mean"),
+    "mirrored view in the mean when predicting": Row(base=REFERENCE, after="mirror"),
     "temperature from validation": Row(base="+ l2 100", after="temperature"),
     "no refit, input 224": Row(base="+ l2 100", change={"input_size": 224}),
     "head conv": Row(base="no refit, input 224", change={"head": "conv"}),
@@ -169,6 +156,13 @@ ROWS = {
     "logistic regression on train": Row(after="logistic", change={"input_size": 224, "refit": False}),
     "logistic regression on train and validation": Row(after="logistic", change={"input_size": 224}),
 }
+
+
+def rooted(row: Row) -> bool:
+    """Whether the head takes the roots of the features: as in the row's base, where it does not say."""
+    if row.roots is not None:
+        return row.roots
+    return rooted(ROWS[row.base]) if row.base else True
 
 
 def section(row: Row, default: Pretrained) -> Pretrained:
@@ -316,6 +310,8 @@ def run(job: Job) -> Result:
     with ExitStack() as stack:
         stack.enter_context(_silent())
         done = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if not rooted(row):
+            stack.enter_context(patch.object(networks, "_direction", lambda pooled: pooled))
         for change in [patch.object(train, "RESIZED", job.resized), *row.patches(steps)]:
             stack.enter_context(change)
         keras.backend.clear_session()
@@ -328,7 +324,8 @@ def run(job: Job) -> Result:
         logits = (logits + _logits(model, job, job.mirror, list(scored["image"]))) / 2
     elif row.after == "adjust":
         counts = trained["label"].value_counts().reindex(labels, fill_value=0).to_numpy()
-        logits = logits - np.log(np.maximum(counts, 0.5) / counts.sum())
+        # A label that was never seen has no prior to be freed of.
+        logits = logits - np.log(np.where(counts > 0, counts / counts.sum(), 1))
     elif row.after == "temperature":
         held_out = job.split[job.split["part"] == "validation"]
         numbers = pd.Index(labels).get_indexer(pd.Index(held_out["label"]))
@@ -422,7 +419,7 @@ def _calibration(results: list[Result]) -> float:
 def base_of(name: str) -> str | None:
     """The row that a row is compared with: its own base, or, in the list that leads to the default, the one before."""
     if ROWS[name].base or ROWS[name].after == "logistic":
-        return ROWS[name].base or "+ refit = default"
+        return ROWS[name].base or DEFAULT
     names = list(ROWS)
     return names[names.index(name) - 1] if name != names[0] else None
 
@@ -445,7 +442,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ablation", description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="a folder in MPII's layout")
     parser.add_argument("--target", default="activity", choices=("category", "activity"))
-    parser.add_argument("--seed", type=int, default=1, help="of folds and trainings (default: 1)")
+    parser.add_argument("--seed", type=int, choices=range(1000), default=1, metavar="N", help="of folds and trainings")
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="NAME")
     parser.add_argument("--out", type=Path, help="also write the table to this CSV file, after each row")
     arguments = parser.parse_args()
@@ -456,10 +453,11 @@ def main() -> None:
     labelled = annotations[annotations["labelled"] & (annotations[arguments.target] != "")]
     table = labelled[["image", "video"]].assign(label=labelled[arguments.target]).reset_index(drop=True)
     videos = _groups(table, "video").nunique()
-    if table["label"].nunique() < 2 or videos < FOLDS:
+    largest = table["label"].value_counts().max() if len(table) else 0
+    if table["label"].nunique() < 2 or videos < FOLDS or largest < FOLDS:
         raise problem.Problem(
             f"{arguments.data} has {len(table)} photographs of {table['label'].nunique()} {arguments.target} labels in {videos} "
-            f"videos; expected two labels and {FOLDS} videos or more"
+            f"videos, at most {largest} of a label; expected two labels, {FOLDS} videos and {FOLDS} photographs of a label or more"
         )
     done: dict[str, list[Result]] = {}
     lines: list[dict[str, Any]] = []
@@ -467,18 +465,25 @@ def main() -> None:
         default = values.mobilenetv2
         prepared = {
             name: jobs(name, default, table, arguments.data, Path(work), values.resize.size, arguments.seed)
-            for name in arguments.rows
+            for name in ROWS
+            if name in arguments.rows
         }
         # One thread a process: the trainings are too small for more.
         os.environ |= {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "OMP_NUM_THREADS": "1"}
-        with ProcessPoolExecutor(PROCESSES, mp_context=get_context("spawn")) as pool:
+        with (
+            workers.dead("a training was killed, probably for lack of memory; run again with fewer --rows"),
+            ProcessPoolExecutor(PROCESSES, mp_context=get_context("spawn"), initializer=workers.prepare) as pool,
+        ):
             waiting = {name: [pool.submit(run, job) for job in made] for name, made in prepared.items()}
-            for name, futures in waiting.items():
-                done[name] = [future.result() for future in futures]
-                lines.append(summary(name, done[name], done.get(base_of(name) or "")))
-                print(markdown(lines[-1:]).splitlines()[-1], flush=True)
-                if arguments.out:
-                    pd.DataFrame(lines).round(4).to_csv(arguments.out, index=False)
+            try:
+                for name, futures in waiting.items():
+                    done[name] = [future.result() for future in futures]
+                    lines.append(summary(name, done[name], done.get(base_of(name) or "")))
+                    print(markdown(lines[-1:]).splitlines()[-1], flush=True)
+                    if arguments.out:
+                        write_csv(arguments.out, pd.DataFrame(lines).round(4))
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
     print(f"\n{markdown(lines)}")
 
 

@@ -1,6 +1,7 @@
 """One file a stage of dvc.yaml, with its name, and the commands that are no stages."""
 
 import sys
+from contextlib import suppress
 from types import TracebackType
 
 import psutil
@@ -8,14 +9,18 @@ import psutil
 
 def starter() -> psutil.Process | None:
     """The process that started this stage: dvc, and not the shell that may stand between, as dash and bash differ in it."""
-    for process in psutil.Process().parents():
-        try:
-            environment = process.environ()
-        except psutil.Error:  # somebody else's process, so none that dvc started
-            return process
-        if "DVC_STAGE" not in environment:
-            return process
+    with suppress(psutil.Error):  # a process that ends just now, or another user's
+        for process in psutil.Process().parents():
+            if not _started_by_dvc(process):
+                return process
     return None
+
+
+def _started_by_dvc(process: psutil.Process) -> bool:
+    try:
+        return "DVC_STAGE" in process.environ()
+    except psutil.Error:  # another user's, so none that dvc started
+        return False
 
 
 # Before the libraries have taken their seconds to load, in which dvc may die.

@@ -74,15 +74,17 @@ def train_pretrained(
     tuning = _phase(
         "fine-tuning", section, seed, section.fine_tune_epochs, section.fine_tune_learning_rate, augment=True
     )
-    rooms = features, pooled, log, done
-    model, best, epochs = _fit_phases(section, len(labels), (train, validation), (head, tuning), *rooms)
+    places = features, pooled, log, done
+    model, best, (head_epochs, tuning_epochs) = _fit_phases(
+        section, len(labels), (train, validation), (head, tuning), *places
+    )
     if section.refit:
         both = Part(train.names + validation.names, np.concatenate([train.labels, validation.labels]))
-        again = [
-            replace(phase, name=f"refit-{phase.name}", epochs=number)
-            for phase, number in zip((head, tuning), epochs, strict=True)
-        ]
-        model, _, _ = _fit_phases(section, len(labels), (both, None), (again[0], again[1]), *rooms)
+        again = (
+            replace(head, name="refit-head", epochs=head_epochs),
+            replace(tuning, name="refit-fine-tuning", epochs=tuning_epochs),
+        )
+        model, _, _ = _fit_phases(section, len(labels), (both, None), again, *places)
     return model, labels, best
 
 
@@ -99,7 +101,7 @@ def _fit_phases(
     """Train the head of the first phase, put it on the backbone, and fine-tune both in the second, if it has epochs.
 
     Returns:
-        The whole model, its best macro F1, and how many epochs of each phase led to it.
+        The whole model, its best macro F1 (-1 without validation images), and how many epochs of each phase led to it.
     """
     on_head, on_both = phases
     rows = pooled if section.head == "softmax" else Rows(features, "maps")

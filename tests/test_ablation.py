@@ -50,7 +50,9 @@ def test_every_row_is_valid_and_the_default_changes_nothing() -> None:
     default = parameters.load(ROOT / "params.yaml").mobilenetv2
     for row in ablation.ROWS.values():
         ablation.section(row, default)
-    assert ablation.section(ablation.ROWS["+ refit = default"], default) == default
+    assert ablation.section(ablation.ROWS[ablation.DEFAULT], default) == default
+    assert ablation.rooted(ablation.ROWS[ablation.DEFAULT])
+    assert not ablation.rooted(ablation.ROWS["dropout 0.2"])
     assert all(ablation.base_of(name) in ablation.ROWS for name in list(ablation.ROWS)[1:])
 
 
@@ -72,7 +74,7 @@ def test_the_committed_defaults_beat_a_plain_logistic_regression(
     shutil.copytree(shared("keras"), tmp_path / "keras")
     (tmp_path / "keras").chmod(0o755)
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
-    rows = ["+ refit = default", "logistic regression on train"]
+    rows = [ablation.DEFAULT, "logistic regression on train"]
     command = [sys.executable, "-m", "benchmarks.ablation", str(shared("mpii/actions10")), "--seed", "3"]
     command += ["--out", str(tmp_path / "out.csv"), "--rows", *rows]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout

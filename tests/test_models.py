@@ -478,7 +478,7 @@ def test_a_refit_trains_as_many_epochs_as_were_best_on_both_parts(
 
 
 @pytest.mark.slow
-def test_the_head_is_the_logistic_regression_of_scikit_learn(
+def test_the_head_is_scikit_learns_logistic_regression_on_directions(
     pictures: tuple[Path, pd.DataFrame], extracted: Path, tmp_path: Path
 ) -> None:
     _, split = pictures
@@ -491,13 +491,25 @@ def test_the_head_is_the_logistic_regression_of_scikit_learn(
     trained.get_layer("logits").set_weights([last[1280, 3], last[(3,)]])
     rows, used = Rows(extracted, "pooled"), split[split["part"] == "train"]
     pooled, trained_on = rows.read(list(split["image"])), (split["part"] == "train").to_numpy()
-    known = pooled[trained_on]
-    standardised = (pooled - known.mean(axis=0)) / np.sqrt(np.maximum(known.var(axis=0), 1e-6))
+    directions = np.sqrt(pooled + 1e-4)
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    known = directions[trained_on]
+    variance = np.maximum(known.var(axis=0), 1e-2 * known.var(axis=0).mean())
+    standardised = (directions - known.mean(axis=0)) / np.sqrt(variance)
     theirs = LogisticRegression(C=1 / 20, max_iter=5000).fit(standardised[trained_on], used["label"])
     logits = keras.Model(trained.get_layer("pool").output, trained.output).predict_on_batch(pooled)
     mine = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     assert list(theirs.classes_) == labels
     np.testing.assert_allclose(mine, theirs.predict_proba(standardised), atol=0.02)
+
+
+def test_features_of_zero_have_a_finite_slope() -> None:
+    head = networks.head("softmax", 2, 0.0, 1.0, np.zeros((3, 5), np.float32))
+    pooled = keras.Input((5,))
+    whole = keras.Model(pooled, head(keras.layers.ReLU()(keras.layers.Dense(5)(pooled))))
+    whole.compile(keras.optimizers.SGD(0.1), "mse")
+    whole.fit(np.zeros((3, 5), np.float32), np.ones((3, 2), np.float32), verbose=0)
+    assert all(np.isfinite(weights).all() for weights in whole.get_weights())
 
 
 def test_the_device_is_named() -> None:

@@ -71,9 +71,10 @@ def fit(
     Args:
         model: rows to logits; its trainable layers are trained.
         rows: what it takes.
-        parts: training and validation images. Without the latter no epoch is better than the last.
+        parts: training and validation images. Without the latter the last epoch is kept.
         phase: how to train.
-        log: gets one row an epoch.
+        log: gets one row an epoch. Its loss is what was minimised, penalties and weights included; validation_loss is
+            plain cross-entropy.
         folder: of the same model, rows, parts and phase alone.
         least: the macro F1 that the model has already: an epoch must beat it to count as better.
 

@@ -4,6 +4,7 @@ Every model takes uint8 RGB images, (n, size, size, 3), and holds its own scalin
 in training and later. All are flat, functional and made of Keras's own layers: they load with `safe_mode=True`.
 """
 
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -64,13 +65,16 @@ def backbone(name: str, size: int, input_size: int, weights: str, examples: np.n
     seen = images if input_size == size else keras.layers.Resizing(input_size, input_size, name="resize")(images)
     scaled = family.scale(seen)
     try:
-        model = family.build(
-            include_top=False,
-            weights="imagenet" if weights == "imagenet" else None,
-            input_tensor=scaled,
-            input_shape=(input_size, input_size, 3),
-            **family.options,
-        )
+        with warnings.catch_warnings():
+            # MobileNetV2 warns that other sizes than its own get the weights of 224: just what is wanted.
+            warnings.simplefilter("ignore", UserWarning)
+            model = family.build(
+                include_top=False,
+                weights="imagenet" if weights == "imagenet" else None,
+                input_tensor=scaled,
+                input_shape=(input_size, input_size, 3),
+                **family.options,
+            )
     except Exception as error:
         if weights != "imagenet":
             raise
@@ -90,6 +94,8 @@ def backbone(name: str, size: int, input_size: int, weights: str, examples: np.n
 def _calibrate(model: keras.Model, examples: np.ndarray) -> None:
     """Set BatchNormalization's statistics from `examples`: without it random weights let the signal die (1e-11 in MobileNetV2)."""
     norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    if not norms:
+        return
     momenta = [layer.momentum for layer in norms]
     for layer in norms:
         layer.momentum = 0.0
@@ -113,17 +119,26 @@ def _short(error: Exception) -> str:
     return text if len(text) <= 160 else text[:157] + "..."
 
 
+def _direction(pooled: keras.KerasTensor) -> keras.KerasTensor:
+    """The direction of the features' roots; what is added keeps the slope at 0 finite, for fine-tuning."""
+    return keras.ops.normalize(keras.ops.sqrt(pooled + 1e-4), axis=-1)
+
+
 def head(
     kind: str, labels: int, dropout: float, l2: float, pooled: np.ndarray
 ) -> Callable[[keras.KerasTensor], keras.KerasTensor]:
     """Layers from feature maps or pooled features to logits; to be called on several inputs, which then share weights.
+
+    Head softmax takes the root of the features and then their direction alone (Perronnin et al., Improving the Fisher
+    kernel for large-scale image classification, ECCV 2010), standardised.
 
     Args:
         kind: softmax (pooled features, (n, channels)) or conv (feature maps, (n, height, width, channels)).
         labels: number of logits.
         dropout: fraction of the features dropped in training.
         l2: strength of the penalty on the last layer's weights W, l2 / (2 n) |W|^2: scikit-learn's 1 / C.
-        pooled: the training images' pooled features, (n, channels): head softmax standardises by them.
+        pooled: the training images' pooled features, (n, channels), none negative: head softmax
+            standardises by them.
     """
     if kind == "conv":
         layers = [
@@ -136,8 +151,14 @@ def head(
             keras.layers.GlobalAveragePooling2D(name="head_pool"),
         ]
     else:
-        variance = np.maximum(pooled.var(axis=0), 1e-6)
-        layers = [keras.layers.Normalization(mean=pooled.mean(axis=0), variance=variance, name="head_standardise")]
+        directions = keras.ops.convert_to_numpy(_direction(pooled))
+        variance = directions.var(axis=0)
+        # A feature that hardly varies is noise: it is not blown up.
+        variance = np.maximum(variance, max(1e-2 * variance.mean(), 1e-12))
+        layers = [
+            _direction,
+            keras.layers.Normalization(mean=directions.mean(axis=0), variance=variance, name="head_standardise"),
+        ]
     penalty = keras.regularizers.L2(l2 / (2 * len(pooled))) if l2 else None
     layers += [
         keras.layers.Dropout(dropout, name="head_dropout"),
