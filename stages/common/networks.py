@@ -121,7 +121,10 @@ def _short(error: Exception) -> str:
 
 def _direction(pooled: keras.KerasTensor) -> keras.KerasTensor:
     """The direction of the features' roots; what is added keeps the slope at 0 finite, for fine-tuning."""
-    return keras.ops.normalize(keras.ops.sqrt(pooled + 1e-4), axis=-1)
+    # Layers with names: what Keras would name by itself may bear the name of a layer of the backbone.
+    positive = keras.layers.Rescaling(1.0, offset=1e-4, name="head_offset")(pooled)
+    roots = keras.ops.sqrt(positive)
+    return keras.layers.UnitNormalization(name="head_direction")(roots)
 
 
 def head(
