@@ -104,9 +104,10 @@ def test_an_experiment_trains_its_model_alone_and_is_restored_when_repeated(agai
     shown = again.run("dvc", "exp", "run", "-n", "first", "-S", "model=xception")
     assert ran(shown) == ["params", *xception, *END]
     assert again.json("metrics/evaluation.json")["model"] == "xception"
-    difference = after_warnings(again.run("dvc", "metrics", "diff", "--json"))
+    # With --all: models that have seen two epochs may well be equally bad, and equal numbers are left out otherwise.
+    difference = after_warnings(again.run("dvc", "metrics", "diff", "--all", "--json"))
     for file, key in (("evaluation", "macro_f1"), ("evaluation", "weighted_f1"), ("training", "seconds")):
-        assert isinstance(difference[f"metrics/{file}.json"][key]["diff"], float)
+        assert {"old", "new", "diff"} <= difference[f"metrics/{file}.json"][key].keys()
     results = [(again.path / name).read_bytes() for name in ("metrics/evaluation.json", "metrics/training.json")]
     again.run("git", "checkout", "-q", ".")
     again.run("dvc", "checkout", "-q", "--allow-missing")
