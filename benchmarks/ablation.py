@@ -394,7 +394,6 @@ def summary(name: str, results: list[Result], base: list[Result] | None) -> dict
         "highest": scores.max(),
         "accuracy": np.mean([(result.logits.argmax(axis=1) == result.truth).mean() for result in results]),
         "calibration_error": np.mean([_calibration(part) for part in _repeats(results)]),
-        "nll": np.mean([_nll(result.logits, result.truth) for result in results]),
         "seconds": np.median([result.seconds for result in results]),
     }
     if base is not None:
