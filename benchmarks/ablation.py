@@ -45,6 +45,7 @@ LAST_LAYER = "out_relu"  # of the backbone
 FOLDS = 5
 REPEATS = 3
 PROCESSES = 2
+EPOCHS = 30  # of the schedule that has an end
 
 Patches = Callable[[int], list[Any]]
 
@@ -89,7 +90,9 @@ _ADAM = keras.optimizers.Adam
 
 def _cosine(rate: float, steps: int) -> Any:
     warmup = 2 * steps
-    schedule = keras.optimizers.schedules.CosineDecay(0.0, 30 * steps - warmup, warmup_target=rate, warmup_steps=warmup)
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0, EPOCHS * steps - warmup, warmup_target=rate, warmup_steps=warmup
+    )
     return _ADAM(schedule)
 
 
@@ -120,14 +123,16 @@ ROWS = {
     "imbalance none": Row(base=REFERENCE, change={"imbalance": "none"}),
     "imbalance focal": Row(base=REFERENCE, change={"imbalance": "focal"}),
     "imbalance logit_adjustment": Row(base=REFERENCE, change={"imbalance": "logit_adjustment"}),
-    "imbalance none, logits adjusted afterwards": Row(base=REFERENCE, change={"imbalance": "none"}, after="adjust"),
+    "imbalance none, logits adjusted afterwards": Row(base="imbalance none", after="adjust"),
     "l2 10": Row(base=REFERENCE, change={"l2": 10.0}),
     "l2 1000": Row(base=REFERENCE, change={"l2": 1000.0}),
     "roots of the features, their direction, l2 300": Row(base=REFERENCE, change={"l2": 300.0}, roots=True),
     "dropout 0.2": Row(base=REFERENCE, change={"dropout": 0.2}),
-    "label smoothing 0.1": Row(base=REFERENCE, patches=lambda steps: [patch.object(fitting, "make_loss", _smoothed)]),
-    "cosine decay, 2 epochs of warm-up, no early stop": Row(
-        base=REFERENCE, change={"patience": 30}, patches=_optimizer(_cosine)
+    "imbalance none, label smoothing 0.1": Row(
+        base="imbalance none", patches=lambda steps: [patch.object(fitting, "make_loss", _smoothed)]
+    ),
+    "no refit, cosine decay, 2 epochs of warm-up, no early stop": Row(
+        base="+ l2 100", change={"epochs": EPOCHS, "patience": EPOCHS}, patches=_optimizer(_cosine)
     ),
     "weights averaged within each epoch (EMA 0.9)": Row(
         base=REFERENCE,
@@ -137,7 +142,7 @@ ROWS = {
     "squares by cropping": Row(base=REFERENCE, pixels="crop"),
     "input 224": Row(base=REFERENCE, change={"input_size": 224}),
     "input 384": Row(base=REFERENCE, change={"input_size": 384}),
-    "mirrored photographs as further rows": Row(base=REFERENCE, pixels="mirrored rows"),
+    "no refit, mirrored photographs as further rows": Row(base="+ l2 100", pixels="mirrored rows"),
     "mirrored view in the mean, both times": Row(base=REFERENCE, pixels="mirrored mean"),
     "mirrored view in the mean when predicting": Row(base=REFERENCE, after="mirror"),
     "temperature from validation": Row(base="+ l2 100", after="temperature"),
@@ -272,6 +277,11 @@ def _logits(model: keras.Model, job: Job, folder: Path, names: list[str]) -> np.
     return np.concatenate([np.asarray(part.predict_on_batch(rows.read(names[start : start + 64]))) for start in starts])
 
 
+def trained_parts(chosen: Pretrained) -> list[str]:
+    """The parts that the model which is scored was trained on."""
+    return ["train", "validation"] if chosen.refit else ["train"]
+
+
 def _nll(logits: np.ndarray, truth: np.ndarray) -> float:
     shifted = logits - logits.max(axis=1, keepdims=True)
     return float((np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(truth)), truth]).mean())
@@ -280,8 +290,8 @@ def _nll(logits: np.ndarray, truth: np.ndarray) -> float:
 def _logistic(job: Job, labels: list[str]) -> np.ndarray:
     """The plain baseline on the same features, as logits with nothing for labels that it did not see."""
     rows = chunks.Rows(job.folder, "pooled")
-    parts = ["train", "validation"] if job.section.refit else ["train"]
-    trained, scored = job.split[job.split["part"].isin(parts)], job.split[job.split["part"] == "test"]
+    trained = job.split[job.split["part"].isin(trained_parts(job.section))]
+    scored = job.split[job.split["part"] == "test"]
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, class_weight="balanced", max_iter=1000))
     model.fit(rows.read(list(trained["image"])), trained["label"])
     logits = np.full((len(scored), len(labels)), -1e3)
@@ -305,7 +315,7 @@ def run(job: Job) -> Result:
     if row.after == "logistic":
         logits = _logistic(job, labels)
         return Result(logits, truth, time.perf_counter() - start)
-    trained = job.split[job.split["part"] == "train"]
+    trained = job.split[job.split["part"].isin(trained_parts(job.section))]
     steps = -(-len(trained) // job.section.batch_size)
     with ExitStack() as stack:
         stack.enter_context(_silent())
@@ -473,7 +483,8 @@ def main() -> None:
             workers.dead("a training was killed, probably for lack of memory; run again with fewer --rows"),
             ProcessPoolExecutor(PROCESSES, mp_context=get_context("spawn"), initializer=workers.prepare) as pool,
         ):
-            waiting = {name: [pool.submit(run, job) for job in made] for name, made in prepared.items()}
+            with workers.starting():
+                waiting = {name: [pool.submit(run, job) for job in made] for name, made in prepared.items()}
             try:
                 for name, futures in waiting.items():
                     done[name] = [future.result() for future in futures]

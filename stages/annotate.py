@@ -38,7 +38,9 @@ def read(path: Path) -> pd.DataFrame:
         ProcessPoolExecutor(1, initializer=_prepare) as pool,
     ):
         try:
-            return pool.submit(_read, path).result()
+            with workers.starting():
+                table = pool.submit(_read, path)
+            return table.result()
         except MemoryError as error:
             raise Problem(f"{path}: reading it takes more than {MOST_MEMORY >> 30} GiB; download it again") from error
 

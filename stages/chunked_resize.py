@@ -18,7 +18,7 @@ from stages.common.files import lock, new_folder, write_json
 from stages.common.problem import Problem
 from stages.common.progress import progress
 from stages.common.resuming import code, publish, resumable, state
-from stages.common.workers import dead, prepare
+from stages.common.workers import dead, prepare, starting
 
 IMAGES = Path("data/images.txt")
 OUT = Path("data/resized")
@@ -70,7 +70,8 @@ def resize(names: list[str], images: Path, size: int, chunk: int, folder: Path, 
         dead("a worker was killed, probably for lack of memory; lower resize.chunk, or run again to go on"),
         ProcessPoolExecutor(max(1, min(workers, len(left))), initializer=prepare) as pool,
     ):
-        futures = {pool.submit(resize_chunk, part, images, size, out): len(part) for out, part in left.items()}
+        with starting():
+            futures = {pool.submit(resize_chunk, part, images, size, out): len(part) for out, part in left.items()}
         try:
             for future in as_completed(futures):
                 future.result()

@@ -234,6 +234,23 @@ def test_a_signal_to_all_processes_is_not_taken_for_a_dead_worker(folder: Path, 
         shutil.rmtree(folder / "data/.resized.resume", ignore_errors=True)
 
 
+@pytest.mark.parametrize("stage", ["annotate", "chunked-resize"])
+def test_a_signal_while_the_workers_start_is_one_line(folder: Path, stage: str) -> None:
+    before = """
+import os, signal
+from concurrent.futures import process
+class Manager(process._ExecutorManagerThread):
+    def start(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        super().start()
+process._ExecutorManagerThread = Manager
+"""
+    started = Started(stage, folder, before=before)
+    assert started.process.wait() == 128 + signal.SIGTERM, started.output
+    assert "stopped by SIGTERM: run again to go on" in started.output
+    assert "Traceback" not in started.output
+
+
 def epochs(output: str) -> list[int]:
     return [int(number) for number in re.findall(r": epoch (\d+) \(", output)]
 

@@ -19,6 +19,7 @@ def prepare() -> None:
     """
     for number in STOPPING:
         signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
     def watch() -> None:
         if (parent := parent_process()) is not None:
@@ -26,6 +27,16 @@ def prepare() -> None:
             os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def starting() -> Iterator[None]:
+    """Let signals that ask to stop wait while a pool starts, at its first job: half started it can't be shut down."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
