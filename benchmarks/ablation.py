@@ -70,7 +70,7 @@ class Row:
     after: str = ""
 
 
-def _flatten_head(kind: str, labels: int, dropout: float, l2: float, pooled: np.ndarray) -> Any:
+def _flatten_head(kind: str, labels: int, dropout: float, penalty: float, features: Any) -> Any:
     layers = keras.layers.Flatten(name="flatten"), keras.layers.Dense(labels, dtype="float32", name="logits")
     return lambda maps: layers[1](layers[0](maps))
 
@@ -210,9 +210,10 @@ def resized(work: Path, data: Path, names: list[str], size: int, pixels: str) ->
     return folder
 
 
-def extracted(work: Path, source: Path, input_size: int, own_scale: bool) -> Path:
+def extracted(work: Path, source: Path, chosen: Pretrained, own_scale: bool) -> Path:
     """The features of a folder of chunk files, and the backbone."""
-    folder = work / f"{source.name}-{input_size}{'' if own_scale else '-unit'}"
+    input_size, dataset = chosen.input_size, networks.TAKES[chosen.head]
+    folder = work / f"{source.name}-{input_size}-{dataset}{'' if own_scale else '-unit'}"
     if not folder.exists():
         folder.mkdir()
         family = networks.BACKBONES[MODEL]
@@ -220,7 +221,7 @@ def extracted(work: Path, source: Path, input_size: int, own_scale: bool) -> Pat
         with patch.dict(networks.BACKBONES, {MODEL: changed}):
             shape = chunks.Rows(source, "pixels").shape
             backbone = networks.backbone(MODEL, shape[0], input_size, "imagenet", np.empty((0, *shape), np.uint8))
-        features.extract(backbone, source, folder, f"features of {folder.name}")
+        features.extract(backbone, source, folder, dataset, f"features of {folder.name}")
         save(backbone, folder / "backbone.keras", [])
     return folder
 
@@ -378,10 +379,10 @@ def jobs(
     images = list(table["image"])
     both = row.pixels.startswith("mirrored")
     source = resized(work, data, images, size, "squash" if both else row.pixels)
-    folder = extracted(work, source, chosen.input_size, row.own_scale)
+    folder = extracted(work, source, chosen, row.own_scale)
     mirror = folder
     if both or row.after == "mirror":
-        mirror = extracted(work, resized(work, data, images, size, "mirrored"), chosen.input_size, own_scale=True)
+        mirror = extracted(work, resized(work, data, images, size, "mirrored"), chosen, own_scale=True)
     if both:
         folder = merged(work, folder, mirror, row.pixels)
     made = []

@@ -1,59 +1,32 @@
-"""The chosen model on the test part: predictions of every image, and the scores that follow from them."""
+"""The chosen model's predictions of the test part -> scores, by label and over all."""
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 from stages.common import parameters, problem
-from stages.common.backend import device, keras
-from stages.common.chunks import Rows
-from stages.common.files import lock, new_file, write_csv, write_json
-from stages.common.parts import SPLIT, choose, labels_of, read_split
+from stages.common.files import lock, write_csv, write_json
 from stages.common.problem import Problem
-from stages.common.progress import progress
-from stages.common.resuming import code, resumable, state
-from stages.common.saving import load
 from stages.common.scores import calibration_error, f1
 
-RESIZED = Path("data/resized")
-PREDICTIONS = Path("data/predictions.csv")
+PREDICTIONS = "models/{}/predictions.csv"
+COLUMNS = ["image", "video", "label", "prediction", "probability"]
 METRICS = Path("metrics/evaluation.json")
 LABELS = Path("plots/labels.csv")
 CONFUSION = Path("plots/confusion.csv")
-BATCH = 32
 
 
-def predict(model: keras.Model, labels: list[str], rows: Rows, test: pd.DataFrame, done: Path) -> pd.DataFrame:
-    """Predict every image of `test` (columns image, video, label), going on from what is in the folder `done`.
+def read(path: Path) -> pd.DataFrame:
+    """The table that infer writes: `COLUMNS`, all str but the probability, and one column a label.
 
-    Returns:
-        One row an image: image, video, label, prediction, probability, and the probability of each label.
+    Raises:
+        Problem: no such file.
     """
-    images = list(test["image"])
-    batches = {done / f"{start:06d}.npz": images[start : start + BATCH] for start in range(0, len(images), BATCH)}
-    left = {path: batch for path, batch in batches.items() if not path.exists()}
-    if len(left) < len(batches):
-        print(f"evaluate: going on: {len(batches) - len(left)} of {len(batches)} batches are there already")
-    waiting = sum(map(len, left.values()))
-    with progress(len(images), "evaluate", "image", initial=len(images) - waiting) as bar:
-        for path, batch in left.items():
-            predicted = np.asarray(model.predict_on_batch(rows.read(batch)))
-            with new_file(path) as temporary, temporary.open("wb") as file:
-                np.savez(file, predicted)  # not np.save: it does not notice a full disk
-            bar.update(len(batch))
-    probabilities = np.concatenate([_load(path) for path in batches]).astype(np.float64)
-    table = test[["image", "video", "label"]].reset_index(drop=True)
-    table["prediction"] = np.array(labels)[probabilities.argmax(axis=1)]
-    table["probability"] = probabilities.max(axis=1)
-    return pd.concat([table, pd.DataFrame(probabilities, columns=labels)], axis=1).round(6)
-
-
-def _load(path: Path) -> np.ndarray:
-    with np.load(path, allow_pickle=False) as stored:
-        predicted: np.ndarray = stored["arr_0"]
-        return predicted
+    if not path.is_file():
+        raise Problem(f"{path}: no such predictions; make them with dvc repro")
+    text = [column for column in COLUMNS if column != "probability"]
+    return pd.read_csv(path, keep_default_na=False, dtype=dict.fromkeys(text, str))
 
 
 def score(predictions: pd.DataFrame) -> dict[str, float | int]:
@@ -86,35 +59,16 @@ def report(predictions: pd.DataFrame, labels: list[str]) -> pd.DataFrame:
 
 @lock("evaluate")
 def main() -> None:
-    values = parameters.load()
-    path = Path(f"models/{values.model}/model.keras")
-    model, labels = load(path)
-    split = read_split()
-    if (known := labels_of(split)) != labels:
-        different = ", ".join(sorted(set(known) ^ set(labels))[:5])
-        raise Problem(
-            f"{path} has other labels than {SPLIT} ({len(labels)} and {len(known)}; different: {different}); expected the "
-            "same: train again with dvc repro"
-        )
-    rows = Rows(RESIZED, "pixels")
-    if model.input_shape[1:] != rows.shape:
-        raise Problem(
-            f"{path} takes images of {model.input_shape[1:]}, {RESIZED} has {rows.shape}; train again with dvc repro"
-        )
-    test = choose(split, "test", rows)
-    print(f"evaluate: {values.model}, on {device()}")
-    inputs = state([path, *sorted(RESIZED.iterdir())])
-    with resumable(PREDICTIONS, code(), device(), test.to_csv(), inputs) as done:
-        write_csv(PREDICTIONS, predict(model, labels, rows, test, done))
-        predictions = pd.read_csv(
-            PREDICTIONS, keep_default_na=False, dtype={"image": str, "video": str, "label": str, "prediction": str}
-        )
-        scores = score(predictions)
-        write_csv(LABELS, report(predictions, labels))
-        write_csv(CONFUSION, predictions[["label", "prediction"]])
-        write_json(METRICS, {"model": values.model, **scores})
+    model = parameters.load().model
+    path = Path(PREDICTIONS.format(model))
+    predictions = read(path)
+    labels = list(predictions.columns[len(COLUMNS) :])
+    scores = score(predictions)
+    write_csv(LABELS, report(predictions, labels))
+    write_csv(CONFUSION, predictions[["label", "prediction"]])
+    write_json(METRICS, {"model": model, **scores})
     print(
-        f"evaluate: macro F1 {scores['macro_f1']:.3f}, weighted F1 {scores['weighted_f1']:.3f}, "
+        f"evaluate: {model}: macro F1 {scores['macro_f1']:.3f}, weighted F1 {scores['weighted_f1']:.3f}, "
         f"accuracy {scores['accuracy']:.3f} on {scores['test_images']} test images"
     )
 

@@ -1,7 +1,8 @@
 """data/resized -> data/features/MODEL: what a frozen backbone makes of each image, computed once for all heads.
 
-One chunk file a chunk of images: maps, (n, height, width, channels) float16, and pooled, (n, channels) float32, their
-mean over height and width. Beside them lies the backbone itself, which train needs to assemble the whole model.
+One chunk file a chunk of images, with what the chosen head takes: pooled, (n, channels) float32, the mean over height and
+width, or maps, (n, height, width, channels) float16. Beside them lies the backbone itself, which train needs to assemble
+the whole model.
 """
 
 import re
@@ -14,7 +15,8 @@ import numpy as np
 from stages.common import chunks, parameters, problem
 from stages.common.backend import device, keras
 from stages.common.files import lock, new_folder, write_json
-from stages.common.networks import BACKBONES, backbone
+from stages.common.networks import BACKBONES, TAKES, backbone
+from stages.common.parameters import Pretrained
 from stages.common.problem import Problem
 from stages.common.progress import progress
 from stages.common.resuming import code, publish, resumable, state
@@ -35,10 +37,10 @@ def resolve(weights: str, drawn: bool) -> str:
     return "random" if drawn else "imagenet"
 
 
-def extract(model: keras.Model, folder: Path, out: Path, stage: str) -> int:
+def extract(model: keras.Model, folder: Path, out: Path, dataset: str, stage: str) -> int:
     """Run `model`, images to maps, over all chunks of `folder` into chunk files of the same names in `out`.
 
-    Chunks that are there already are kept.
+    Chunks that are there already are kept. `dataset` is pooled or maps.
 
     Returns:
         The number of images.
@@ -46,8 +48,10 @@ def extract(model: keras.Model, folder: Path, out: Path, stage: str) -> int:
     Raises:
         Problem: a feature is not a number, or the system refused to write.
     """
-    pool = keras.layers.GlobalAveragePooling2D()(model.output)
-    both = keras.Model(model.input, [model.output, pool])
+    dtype: type[np.floating] = np.float16
+    if dataset == "pooled":
+        dtype = np.float32
+        model = keras.Model(model.input, keras.layers.GlobalAveragePooling2D(dtype="float32")(model.output))
     images = {path: chunks.names(path) for path in chunks.paths(folder)}
     left = [path for path in images if not (out / path.name).exists()]
     total = sum(map(len, images.values()))
@@ -57,15 +61,14 @@ def extract(model: keras.Model, folder: Path, out: Path, stage: str) -> int:
         for path in left:
             start = time.perf_counter()
             names, pixels = chunks.read(path, "pixels")
-            maps = np.empty((len(names), *model.output.shape[1:]), np.float16)
-            pooled = np.empty((len(names), maps.shape[-1]), np.float32)
+            values = np.empty((len(names), *model.output.shape[1:]), dtype)
             for first in range(0, len(names), BATCH):
                 part = np.s_[first : first + BATCH]
-                maps[part], pooled[part] = both.predict_on_batch(pixels[part])
-                bar.update(len(pooled[part]))
-            if not (np.isfinite(maps).all() and np.isfinite(pooled).all()):
+                values[part] = model.predict_on_batch(pixels[part])
+                bar.update(len(values[part]))
+            if not np.isfinite(values).all():
                 raise Problem(f"{stage}: the backbone's features of {path} are not finite; the weights do not fit it")
-            chunks.write(out / path.name, names, {"maps": maps, "pooled": pooled})
+            chunks.write(out / path.name, names, {dataset: values})
             with (out / SECONDS).open("a", encoding="utf-8") as file:
                 file.write(f"{time.perf_counter() - start:.3f}\n")
     return total
@@ -80,18 +83,20 @@ def main() -> None:
     with lock(stage):
         weights = resolve(values.weights, values.has(parameters.SAMPLE))
         print(f"{stage}: {weights} weights, on {device()}")
-        _run(stage, name, getattr(values, name).input_size, weights)
+        _run(stage, name, getattr(values, name), weights)
 
 
-def _run(stage: str, name: str, input_size: int, weights: str) -> None:
+def _run(stage: str, name: str, section: Pretrained, weights: str) -> None:
+    dataset = TAKES[section.head]
     start = time.perf_counter()
     out = OUT / name
     inputs = state([*chunks.paths(RESIZED), Path(weights)])
-    with resumable(out, code(), device(), input_size, weights, inputs) as done:
+    with resumable(out, code(), device(), section.input_size, section.precision, dataset, weights, inputs) as done:
         earlier = _seconds(done)
         rows = chunks.Rows(RESIZED, "pixels")
-        model = backbone(name, rows.shape[0], input_size, weights, rows.read(list(rows.places)[:BATCH]))
-        images = extract(model, RESIZED, done, stage)
+        examples = rows.read(list(rows.places)[:BATCH])
+        model = backbone(name, rows.shape[0], section.input_size, weights, examples, section.precision)
+        images = extract(model, RESIZED, done, dataset, stage)
         save(model, done / BACKBONE, [])
         with new_folder(out) as folder:
             publish([*chunks.paths(done), done / BACKBONE], folder)

@@ -28,6 +28,7 @@ MODEL = "models/{}/model.keras"
 TIMING = "models/{}/timing/train.json"
 CURVES = "plots/train-{}.csv"
 METRICS = "metrics/train-{}.json"
+BLOCK = 512  # rows in memory at a time
 
 
 def _images(split: pd.DataFrame, rows: Rows) -> tuple[list[str], tuple[Part, Part]]:
@@ -68,13 +69,13 @@ def train_pretrained(
     Returns:
         The model (uint8 images to logits), its labels, the best macro F1 on the validation images (before `refit`).
     """
-    pooled = Rows(features, "pooled")
-    labels, (train, validation) = _images(split, pooled)
+    rows = Rows(features, networks.TAKES[section.head])
+    labels, (train, validation) = _images(split, rows)
     head = _phase("head", section, seed, section.epochs, section.learning_rate)
     tuning = _phase(
         "fine-tuning", section, seed, section.fine_tune_epochs, section.fine_tune_learning_rate, augment=True
     )
-    places = features, pooled, log, done
+    places = features, rows, log, done
     model, best, (head_epochs, tuning_epochs) = _fit_phases(
         section, len(labels), (train, validation), (head, tuning), *places
     )
@@ -94,7 +95,7 @@ def _fit_phases(
     parts: tuple[Part, Part | None],
     phases: tuple[Phase, Phase],
     features: Path,
-    pooled: Rows,
+    rows: Rows,
     log: Log,
     done: Path,
 ) -> tuple[keras.Model, float, tuple[int, int]]:
@@ -104,16 +105,22 @@ def _fit_phases(
         The whole model, its best macro F1 (-1 without validation images), and how many epochs of each phase led to it.
     """
     on_head, on_both = phases
-    rows = pooled if section.head == "softmax" else Rows(features, "maps")
     keras.utils.set_random_seed(on_head.seed)
-    head = networks.head(section.head, labels, section.dropout, section.l2, pooled.read(parts[0].names))
+    names = parts[0].names
+    blocks = (rows.read(names[start : start + BLOCK]) for start in range(0, len(names), BLOCK))
+    # scikit-learn's logistic regression sums its loss over the images; here it is their mean.
+    head = networks.head(section.head, labels, section.dropout, section.l2 / (2 * len(names)), blocks)
     stored = keras.Input(rows.shape)
     best, epochs = fit(keras.Model(stored, head(stored)), rows, parts, on_head, log, done)
     backbone, _ = load(features / "backbone.keras")
     maps = backbone.output
     model = keras.Model(
         backbone.input,
-        head(keras.layers.GlobalAveragePooling2D(name="pool")(maps) if section.head == "softmax" else maps),
+        head(
+            keras.layers.GlobalAveragePooling2D(dtype="float32", name="pool")(maps)
+            if section.head == "softmax"
+            else maps
+        ),
     )
     if not on_both.epochs:
         return model, best, (epochs, 0)

@@ -77,13 +77,18 @@ def test_a_stage_lists_exactly_the_parameters_that_it_reads(name: str) -> None:
     if name.startswith("train-"):
         read |= {stage["cmd"].split()[3]}
     if name.startswith("features-"):
-        read |= {f"{stage['cmd'].split()[3]}.input_size"}
-    assert set(stage["params"]) == read
+        read |= {f"{stage['cmd'].split()[3]}.{key}" for key in ("head", "input_size", "precision")}
+    if name.startswith("infer-") and name != "infer-scratch":
+        read |= {f"{stage['cmd'].split()[3]}.{key}" for key in ("head", "fine_tune_epochs")}
+    assert set(stage.get("params", [])) == read
 
 
-@pytest.mark.parametrize("module", ["params", "sample", "mpii", "annotate", "split", "chunked_resize", "report"])
+@pytest.mark.parametrize(
+    "module", ["params", "sample", "mpii", "annotate", "split", "chunked_resize", "evaluate", "report"]
+)
 def test_stages_that_need_no_network_library_import_none(module: str) -> None:
-    code = f"import sys, stages.{module}; print([m for m in ('tensorflow', 'keras', 'jax', 'sklearn') if m in sys.modules])"
+    absent = ["tensorflow", "keras", "jax"] + ["sklearn"] * (module != "evaluate")
+    code = f"import sys, stages.{module}; print([m for m in {absent} if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "[]"
 

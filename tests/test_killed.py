@@ -46,10 +46,11 @@ ORDER = [
     "train-scratch",
     "features-mobilenetv2",
     "train-mobilenetv2",
+    "infer-mobilenetv2",
     "evaluate",
     "report",
 ]
-HEAVY = ("features", "train", "evaluate")
+HEAVY = ("features", "train", "infer")
 RUN = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
 # A write has two moments: when the temporary file is whole, and when it has got its name.
 KILL_AFTER_WRITES = """
@@ -341,8 +342,9 @@ def test_a_second_process_says_which_one_holds_the_stage(straight: Straight, fol
         ("chunked-resize", 100, "data/.resized.resume/*.h5"),
         ("features-mobilenetv2", 1000, "data/features/.mobilenetv2.resume/*/backbone.keras"),
         ("train-scratch", 100, "models/scratch/.model.keras.resume/*/scratch.npz"),
-        ("evaluate", 1, "data/.predictions.csv.resume/*.npz"),
-        ("evaluate", 8, "data/predictions.csv"),
+        ("infer-mobilenetv2", 1, "models/mobilenetv2/.predictions.csv.resume/*.npz"),
+        ("infer-mobilenetv2", 8, "models/mobilenetv2/predictions.csv"),
+        ("evaluate", 1, "plots/*.csv"),
     ],
 )
 def test_a_full_disk_is_one_line_that_names_the_path_and_keeps_what_is_done(

@@ -404,6 +404,7 @@ def test_a_part_whose_images_all_failed_is_one_problem(
 def pretrained_section(**changes: Any) -> Pretrained:
     values = {
         "input_size": 48,
+        "precision": "float32",
         "head": "softmax",
         "l2": 10.0,
         "dropout": 0.1,
@@ -420,25 +421,44 @@ def pretrained_section(**changes: Any) -> Pretrained:
     return Pretrained.model_validate(values | changes)
 
 
-@pytest.fixture
-def extracted(pictures: tuple[Path, pd.DataFrame], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def extract(folder: Path, out: Path, dataset: str) -> Path:
     """The pictures' features by a random MobileNetV2 that enlarges them."""
-    folder, _ = pictures
-    out = tmp_path / "features"
     out.mkdir()
     model = networks.backbone("mobilenetv2", 32, 48, "random", chunks.read(chunks.paths(folder)[0], "pixels")[1])
-    assert features.extract(model, folder, out, "features-mobilenetv2") == 48
+    assert features.extract(model, folder, out, dataset, "features-mobilenetv2") == 48
     saving.save(model, out / "backbone.keras", [])
-    monkeypatch.setattr(train, "RESIZED", folder)
     return out
+
+
+@pytest.fixture
+def extracted(pictures: tuple[Path, pd.DataFrame], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(train, "RESIZED", pictures[0])
+    return extract(pictures[0], tmp_path / "features", "pooled")
+
+
+@pytest.mark.slow
+def test_bfloat16_is_close_and_keeps_its_weights_in_float32(tmp_path: Path) -> None:
+    pooled = []
+    for precision in ("float32", "bfloat16"):
+        model = networks.backbone("vgg16", 72, 48, "random", EXAMPLES, precision)
+        saving.save(model, tmp_path / "backbone.keras", [])
+        loaded, _ = saving.load(tmp_path / "backbone.keras")
+        assert {weight.dtype for weight in loaded.weights} == {"float32"}
+        assert loaded.layers[-1].compute_dtype == precision
+        pooled.append(np.asarray(loaded.predict_on_batch(EXAMPLES), np.float32).mean(axis=(1, 2)))
+        np.testing.assert_array_equal(pooled[-1], np.asarray(model.predict_on_batch(EXAMPLES), np.float32).mean((1, 2)))
+    assert 0 < np.abs(pooled[0] - pooled[1]).mean() < 0.02 * pooled[0].mean()
+    assert keras.layers.Dense(1).compute_dtype == "float32"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ["softmax", "conv"])
 def test_heads_learn_on_features_and_fine_tuning_does_not_lose_it(
-    pictures: tuple[Path, pd.DataFrame], extracted: Path, tmp_path: Path, head: str
+    pictures: tuple[Path, pd.DataFrame], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: str
 ) -> None:
     folder, split = pictures
+    monkeypatch.setattr(train, "RESIZED", folder)
+    extracted = extract(folder, tmp_path / "features", networks.TAKES[head])
     log = Log("train-mobilenetv2")
     section = pretrained_section(head=head)
     trained, labels, best = train.train_pretrained(section, 5, split, extracted, log, tmp_path)
@@ -504,7 +524,7 @@ def test_the_head_is_scikit_learns_logistic_regression_on_directions(
 
 
 def test_features_of_zero_have_a_finite_slope() -> None:
-    head = networks.head("softmax", 2, 0.0, 1.0, np.zeros((3, 5), np.float32))
+    head = networks.head("softmax", 2, 0.0, 0.1, [np.zeros((3, 5), np.float32)])
     pooled = keras.Input((5,))
     whole = keras.Model(pooled, head(keras.layers.ReLU()(keras.layers.Dense(5)(pooled))))
     whole.compile(keras.optimizers.SGD(0.1), "mse")

@@ -29,12 +29,19 @@ def ran(shown: str) -> list[str]:
     return re.findall(r"Running stage '(.*?)'", shown)
 
 
+def stages_of(model: str, *steps: str) -> list[str]:
+    """A model's stages, all of them or the steps named."""
+    if not steps:
+        steps = ("train", "infer") if model == "scratch" else ("features", "train", "infer")
+    return [f"models/dvc.yaml:{step}-{model}" for step in steps]
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """A clone in which `dvc repro` has run once, with everything committed."""
     clone = make_clone(tmp_path_factory.mktemp("pipeline") / "clone")
     shown = clone.run("dvc", "repro")
-    assert ran(shown) == [*MAIN_LINE, "models/dvc.yaml:train-scratch", *END]
+    assert ran(shown) == [*MAIN_LINE, *stages_of("scratch"), *END]
     assert "Traceback" not in shown
     clone.run("git", "add", "-A")
     clone.run("git", "commit", "-qm", "First results")
@@ -69,7 +76,7 @@ def test_the_first_repro_leaves_metrics_plots_and_predictions(finished: Clone) -
         "device",
     ]
     assert evaluation["model"] == training["model"] == "scratch"
-    predictions = pd.read_csv(finished.path / "data/predictions.csv")
+    predictions = pd.read_csv(finished.path / "models/scratch/predictions.csv")
     assert len(predictions) == evaluation["test_images"] == finished.json("metrics/split.json")["test"]
     curves = pd.read_csv(finished.path / "plots/learning_curves.csv")
     assert len(curves) == training["epochs"]
@@ -100,9 +107,8 @@ def test_repro_again_runs_nothing(again: Clone) -> None:
 
 
 def test_an_experiment_trains_its_model_alone_and_is_restored_when_repeated(again: Clone) -> None:
-    xception = ["models/dvc.yaml:features-xception", "models/dvc.yaml:train-xception"]
     shown = again.run("dvc", "exp", "run", "-n", "first", "-S", "model=xception")
-    assert ran(shown) == ["params", *xception, *END]
+    assert ran(shown) == ["params", *stages_of("xception"), *END]
     assert again.json("metrics/evaluation.json")["model"] == "xception"
     # With --all: models that have seen two epochs may well be equally bad, and equal numbers are left out otherwise.
     difference = after_warnings(again.run("dvc", "metrics", "diff", "--all", "--json"))
@@ -122,10 +128,16 @@ def test_an_experiment_trains_its_model_alone_and_is_restored_when_repeated(agai
 
 def test_a_head_parameter_runs_neither_the_backbone_nor_another_model(again: Clone) -> None:
     again.run("dvc", "exp", "run", "-S", "model=mobilenetv2")
-    shown = again.run("dvc", "exp", "run", "-S", "mobilenetv2.learning_rate=1e-05", "-S", "mobilenetv2.head=conv")
-    assert ran(shown) == ["params", "models/dvc.yaml:train-mobilenetv2", *END]
+    head_alone = ["params", *stages_of("mobilenetv2", "train", "infer"), *END]
+    shown = again.run("dvc", "exp", "run", "-S", "mobilenetv2.learning_rate=1e-05", "-S", "mobilenetv2.l2=10")
+    assert ran(shown) == head_alone
     shown = again.run("dvc", "exp", "run", "-S", "seed=2")
-    assert ran(shown) == ["params", "models/dvc.yaml:train-mobilenetv2", *END]
+    assert ran(shown) == head_alone
+    # The other kind of head takes the maps: they are made once, too.
+    shown = again.run("dvc", "exp", "run", "-S", "mobilenetv2.head=conv")
+    assert ran(shown) == ["params", *stages_of("mobilenetv2"), *END]
+    shown = again.run("dvc", "exp", "run", "-S", "mobilenetv2.dropout=0.5")
+    assert ran(shown) == head_alone
 
 
 def test_another_models_parameter_runs_nothing_but_the_check(again: Clone) -> None:
@@ -136,7 +148,7 @@ def test_another_models_parameter_runs_nothing_but_the_check(again: Clone) -> No
 def test_another_split_does_not_resize(again: Clone) -> None:
     again.set(split__seed=2)
     shown = again.run("dvc", "repro")
-    assert ran(shown) == ["params", "split", "models/dvc.yaml:train-scratch", *END]
+    assert ran(shown) == ["params", "split", *stages_of("scratch"), *END]
 
 
 def test_queued_experiments_on_two_workers(again: Clone) -> None:
@@ -173,7 +185,7 @@ def test_prediction_after_training(finished: Clone) -> None:
     finished.run("python", "-m", "stages.predict", str(folder), "--csv", "out.csv")
     table = pd.read_csv(finished.path / "out.csv")
     assert len(table) == TINY["sample.images"]
-    test = pd.read_csv(finished.path / "data/predictions.csv").set_index("image")
+    test = pd.read_csv(finished.path / "models/scratch/predictions.csv").set_index("image")
     found = table.set_index(table["image"].map(lambda path: Path(path).name)).loc[test.index]
     assert (found["prediction"] == test["prediction"]).all()
     (finished.path / "out.csv").unlink()

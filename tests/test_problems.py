@@ -14,7 +14,17 @@ from stages.common.files import new_file, new_folder, write_csv
 from stages.common.problem import Problem
 from tests.conftest import ROOT, set_parameters
 
-STAGES = ["annotate", "split", "chunked_resize", "features vgg16", "train scratch", "train vgg16", "evaluate", "report"]
+STAGES = [
+    "annotate",
+    "split",
+    "chunked_resize",
+    "features vgg16",
+    "train scratch",
+    "train vgg16",
+    "infer scratch",
+    "evaluate",
+    "report",
+]
 
 
 def stage(command: str, folder: Path, most_bytes: str = "unlimited") -> subprocess.CompletedProcess[str]:
@@ -42,7 +52,7 @@ def test_a_stage_without_its_input_says_which_is_missing(workspace: Path, comman
     assert "data" in line or "models" in line
 
 
-@pytest.mark.parametrize("command", ["features lenet", "train lenet", "train"])
+@pytest.mark.parametrize("command", ["features lenet", "train lenet", "train", "infer lenet"])
 def test_another_word_for_a_model_names_the_known_ones(workspace: Path, command: str) -> None:
     assert "vgg16,xception,mobilenetv2" in one_line(stage(command, workspace))
 

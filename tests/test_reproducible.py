@@ -62,5 +62,5 @@ def test_two_clones_write_the_same_lock_files(clones: list[Clone], model: str) -
     one, other = map(md5s, clones)
     assert one == other
     outputs = one["evaluate"].keys() | one[f"train-{model}"].keys()
-    assert {"data/predictions.csv", "metrics/evaluation.json", f"models/{model}/model.keras"} <= outputs
+    assert {f"models/{model}/predictions.csv", "metrics/evaluation.json", f"models/{model}/model.keras"} <= outputs
     assert all("md5" in entry for stage in one.values() for key, entry in stage.items() if key != "params")

@@ -6,7 +6,8 @@ in training and later. All are flat, functional and made of Keras's own layers: 
 
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,11 +43,16 @@ BACKBONES = {
 }
 
 
+# What each kind of head takes: the features' mean over height and width, or the whole maps.
+TAKES = {"softmax": "pooled", "conv": "maps"}
+
 # Not the parameter `seed`: another seed must not run the backbone over all images again.
 RANDOM_WEIGHTS_SEED = 0
 
 
-def backbone(name: str, size: int, input_size: int, weights: str, examples: np.ndarray) -> keras.Model:
+def backbone(
+    name: str, size: int, input_size: int, weights: str, examples: np.ndarray, precision: str = "float32"
+) -> keras.Model:
     """A frozen backbone without its top: uint8 images to float feature maps.
 
     Args:
@@ -55,6 +61,7 @@ def backbone(name: str, size: int, input_size: int, weights: str, examples: np.n
         input_size: side to which the model enlarges or reduces them, bilinearly, before it looks at them.
         weights: imagenet, random (always the same ones), or a weights file of this backbone as Keras saves it.
         examples: uint8 images, (n, size, size, 3), from which random weights take their normalisation's statistics.
+        precision: float32, or bfloat16 for what its layers compute; their weights are float32.
 
     Raises:
         Problem: ImageNet's weights can't be downloaded, or the file is not this backbone's weights.
@@ -65,7 +72,7 @@ def backbone(name: str, size: int, input_size: int, weights: str, examples: np.n
     seen = images if input_size == size else keras.layers.Resizing(input_size, input_size, name="resize")(images)
     scaled = family.scale(seen)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _computing_in(precision):
             # MobileNetV2 warns that other sizes than its own get the weights of 224: just what is wanted.
             warnings.simplefilter("ignore", UserWarning)
             model = family.build(
@@ -89,6 +96,16 @@ def backbone(name: str, size: int, input_size: int, weights: str, examples: np.n
         _calibrate(model, examples)
     model.trainable = False
     return model
+
+
+@contextmanager
+def _computing_in(precision: str) -> Iterator[None]:
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16" if precision == "bfloat16" else precision)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def _calibrate(model: keras.Model, examples: np.ndarray) -> None:
@@ -128,7 +145,7 @@ def _direction(pooled: keras.KerasTensor) -> keras.KerasTensor:
 
 
 def head(
-    kind: str, labels: int, dropout: float, l2: float, pooled: np.ndarray
+    kind: str, labels: int, dropout: float, penalty: float, features: Iterable[np.ndarray]
 ) -> Callable[[keras.KerasTensor], keras.KerasTensor]:
     """Layers from feature maps or pooled features to logits; to be called on several inputs, which then share weights.
 
@@ -139,8 +156,8 @@ def head(
         kind: softmax (pooled features, (n, channels)) or conv (feature maps, (n, height, width, channels)).
         labels: number of logits.
         dropout: fraction of the features dropped in training.
-        l2: strength of the penalty on the last layer's weights W, l2 / (2 n) |W|^2: scikit-learn's 1 / C.
-        pooled: the training images' pooled features, (n, channels), none negative: head softmax
+        penalty: factor of |W|^2 in the loss, of the last layer's weights W.
+        features: blocks, (any, channels), of the training images' pooled features, none negative: head softmax
             standardises by them.
     """
     if kind == "conv":
@@ -154,18 +171,14 @@ def head(
             keras.layers.GlobalAveragePooling2D(name="head_pool"),
         ]
     else:
-        directions = keras.ops.convert_to_numpy(_direction(pooled))
-        variance = directions.var(axis=0)
+        mean, variance = _moments(keras.ops.convert_to_numpy(_direction(block)) for block in features)
         # A feature that hardly varies is noise: it is not blown up.
         variance = np.maximum(variance, max(1e-2 * variance.mean(), 1e-12))
-        layers = [
-            _direction,
-            keras.layers.Normalization(mean=directions.mean(axis=0), variance=variance, name="head_standardise"),
-        ]
-    penalty = keras.regularizers.L2(l2 / (2 * len(pooled))) if l2 else None
+        layers = [_direction, keras.layers.Normalization(mean=mean, variance=variance, name="head_standardise")]
+    regularizer = keras.regularizers.L2(penalty) if penalty else None
     layers += [
         keras.layers.Dropout(dropout, name="head_dropout"),
-        keras.layers.Dense(labels, kernel_regularizer=penalty, dtype="float32", name="logits"),
+        keras.layers.Dense(labels, kernel_regularizer=regularizer, dtype="float32", name="logits"),
     ]
 
     def apply(features: keras.KerasTensor) -> keras.KerasTensor:
@@ -174,6 +187,22 @@ def head(
         return features
 
     return apply
+
+
+def _moments(blocks: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance over the rows of all blocks, (channels,) float32 each."""
+    count, total, squares = 0, np.zeros(()), np.zeros(())
+    for block in blocks:
+        values = block.astype(np.float64)
+        count, total, squares = count + len(values), total + values.sum(axis=0), squares + (values**2).sum(axis=0)
+    mean = total / count
+    return mean.astype(np.float32), (squares / count - mean**2).clip(0).astype(np.float32)
+
+
+def after_backbone(model: keras.Model, kind: str) -> keras.Model:
+    """The part of a whole, loaded model that a head of this kind is: what the head takes to the model's output."""
+    first = model.get_layer("head_offset" if kind == "softmax" else "head_squeeze")
+    return keras.Model(first.input, model.output)
 
 
 def scratch(size: int, pool: int, filters: list[int], dropout: float, labels: int) -> keras.Model:

@@ -71,6 +71,7 @@ class Scratch(Training):
 
 class Pretrained(Training):
     input_size: Annotated[int, Field(ge=32, le=1024)]
+    precision: Literal["float32", "bfloat16"]
     head: Literal["softmax", "conv"]
     l2: Annotated[float, Field(ge=0)]
     refit: bool
