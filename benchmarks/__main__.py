@@ -1,0 +1,69 @@
+"""Every claim about speed and memory, measured: tables with date, commit and hardware in benchmarks/results.
+
+    python -m benchmarks PHOTOGRAPHS [--parts NAME ...]
+
+PHOTOGRAPHS is a folder in MPII's layout, whose photographs have labels. Each part compares both sides in one run.
+"""
+
+import argparse
+import datetime
+import importlib
+import os
+import platform
+import subprocess
+import tempfile
+from pathlib import Path
+
+from stages.common import problem
+from stages.common.files import new_file
+
+PARTS = {
+    "resizing": "Resizing",
+    "annotations": "Reading the annotations, splitting",
+    "heads": "Features once, and the sweep",
+    "feeding": "The input pipeline",
+    "growth": "How time and memory grow",
+    "pipeline": "What dvc adds, and where the first minute goes",
+}
+RESULTS = Path(__file__).parent / "results"
+
+
+def hardware() -> str:
+    """Date, commit, processor and versions, in one line."""
+    commit = _shown("git", "rev-parse", "--short", "HEAD")
+    if _shown("git", "status", "--porcelain", "--untracked-files=no"):
+        commit += " with changes"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return (
+        f"{datetime.date.today()}, commit {commit}, {cores} cores of {_processor()}, Python {platform.python_version()}"
+    )
+
+
+def _shown(*command: str) -> str:
+    return subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
+    parser.add_argument("photographs", type=Path, metavar="PHOTOGRAPHS", help="a folder in MPII's layout")
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), metavar="NAME")
+    arguments = parser.parse_args()
+    for name in arguments.parts:
+        part = importlib.import_module(f"benchmarks.{name}")
+        with tempfile.TemporaryDirectory() as work:
+            table = part.measure(arguments.photographs.resolve(), Path(work))
+        text = f"# {PARTS[name]}\n\n{hardware()}\n\n{table.to_markdown(index=False)}\n\n{part.NOTES.strip()}\n"
+        with new_file(RESULTS / f"{name}.md") as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        print(text)
+
+
+if __name__ == "__main__":
+    problem.run(main)

@@ -1,0 +1,91 @@
+"""Training fed from the chunk files against the same model fed from memory."""
+
+import shutil
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stages import annotate, chunked_resize
+from stages.common import chunks, layout, networks, parameters
+from stages.common.backend import keras
+from stages.common.batches import Batches, Part, Shuffle
+from stages.common.imbalance import make_loss
+
+IMAGES = 640
+LABELS = 20
+EPOCHS = 7
+
+NOTES = f"""
+{IMAGES} photographs, random labels; epochs in turn, medians of {EPOCHS} after a first one; images a second. *Memory*: the very same batches, made
+before the clock starts. Augmentation is work, not feeding: its row is there to show what it costs.
+"""
+
+
+class _Memory(keras.utils.PyDataset):  # type: ignore[misc]  # Keras has no types
+    """Batches that lie ready."""
+
+    def __init__(self, batches: Batches) -> None:
+        super().__init__()
+        self.batches = [batches[number] for number in range(len(batches))]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.batches[index]
+
+
+def measure(photographs: Path, work: Path) -> pd.DataFrame:
+    """Images a second of both sides: the CNN from scratch, plain and augmented, and a head on pooled features."""
+    values = parameters.load()
+    folder = layout.images_folder(photographs)
+    names = list(annotate.present(annotate.read(layout.annotation_file(photographs)), folder)["image"])[:IMAGES]
+    resized = work / "resized"
+    resized.mkdir()
+    chunked_resize.resize(names, folder, values.resize.size, values.resize.chunk, resized, 2)
+    images = chunks.Rows(resized, "pixels")
+    section = values.scratch
+    model = networks.scratch(values.resize.size, section.pool, section.filters, section.dropout, LABELS)
+    rows = [
+        _compared("scratch", model, images, section.batch_size, augment=False),
+        _compared("scratch, augmented", model, images, section.batch_size, augment=True),
+    ]
+    pooled = np.random.default_rng(0).random((len(images), 1280), np.float32)
+    (work / "features").mkdir()
+    chunks.write(work / "features/0.h5", list(images.places), {"pooled": pooled})
+    features = chunks.Rows(work / "features", "pooled")
+    stored = keras.Input(features.shape)
+    head = networks.head("softmax", LABELS, 0.0, 1e-3, [pooled])
+    rows.append(
+        _compared(
+            "head on pooled features",
+            keras.Model(stored, head(stored)),
+            features,
+            values.mobilenetv2.batch_size,
+            augment=False,
+        )
+    )
+    shutil.rmtree(resized)
+    return pd.DataFrame(rows).round(2).fillna("")
+
+
+def _compared(what: str, model: keras.Model, rows: chunks.Rows, batch_size: int, *, augment: bool) -> dict[str, Any]:
+    labels = np.random.default_rng(0).integers(0, LABELS, len(rows))
+    part = Part(list(rows.places), labels)
+    loss = make_loss("logit_adjustment", np.bincount(labels, minlength=LABELS))
+    model.compile(keras.optimizers.Adam(1e-4), loss, metrics=["accuracy"])
+    speeds: dict[str, list[float]] = {"files": [], "memory": []}
+    for epoch in range(EPOCHS + 1):
+        batches = Batches(rows, part, LABELS, batch_size, Shuffle(1, epoch, augment))
+        for side, data in (("files", batches), ("memory", _Memory(batches))):
+            start = time.perf_counter()
+            model.fit(data, verbose=0, shuffle=False)
+            if epoch:
+                speeds[side].append(len(part.names) / (time.perf_counter() - start))
+    files, memory = (statistics.median(values) for values in speeds.values())
+    target = {} if augment else {"target": ">= 0.95"}
+    return {"model": what, "from files": files, "from memory": memory, "ratio": files / memory, **target}

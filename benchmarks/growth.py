@@ -1,0 +1,142 @@
+"""How seconds and memory of chunked-resize, features and train grow with the number of images, and what a million would take."""
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import psutil
+import yaml
+
+from stages import annotate
+from stages.common import layout
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+ROOT = Path(__file__).resolve().parent.parent
+PICTURE = Path(__file__).parent / "results" / "growth.svg"
+SIZES = (1_000, 5_000, 25_000)
+MODEL = "mobilenetv2"
+LABELS = 20
+
+NOTES = f"""
+The photographs, linked under as many names as needed, through the stages as processes: chunked-resize, features ({MODEL}, random
+weights) and train (the head, three epochs). *Memory*: the peak of resident memory of the stage's process and of its largest worker,
+read twenty times a second. *Disk*: what the stage writes. A million: a straight line through the three measurements.
+
+![seconds against images](growth.svg)
+"""
+
+
+class Cost(NamedTuple):
+    """Seconds, resident memory in MB (stage and largest worker), and MB written."""
+
+    seconds: float
+    memory: float
+    worker: float
+    disk: float
+
+
+def measure(photographs: Path, work: Path) -> pd.DataFrame:
+    """One row a stage and a number of images, and one for a million by extrapolation. Draws the picture."""
+    rows = []
+    for images in SIZES:
+        folder = work / str(images)
+        _prepare(photographs, folder, images)
+        for stage, command, out in (
+            ("chunked-resize", ["chunked_resize"], "data/resized"),
+            ("features", ["features", MODEL], f"data/features/{MODEL}"),
+            ("train", ["train", MODEL], "models"),
+        ):
+            rows.append({"stage": stage, "images": images, **_run(command, folder, folder / out)._asdict()})
+        shutil.rmtree(folder)
+    table = pd.DataFrame(rows).sort_values("stage", kind="stable")
+    _draw(table)
+    million = [_extrapolated(str(stage), part) for stage, part in table.groupby("stage", sort=False)]
+    return pd.concat([table, pd.DataFrame(million)]).round(1)
+
+
+def _prepare(photographs: Path, folder: Path, images: int) -> None:
+    """A folder in which annotate and split have run already: links to photographs, and labels drawn at random."""
+    source = layout.images_folder(photographs)
+    listed = annotate.present(annotate.read(layout.annotation_file(photographs)), source)["image"]
+    (folder / "photographs/images").mkdir(parents=True)
+    names = [f"{number:06d}{Path(listed.iloc[number % len(listed)]).suffix}" for number in range(images)]
+    for number, name in enumerate(names):
+        (folder / "photographs/images" / name).symlink_to(source / listed.iloc[number % len(listed)])
+    shutil.copy(layout.annotation_file(photographs), folder / "photographs")
+    parameters = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    parameters |= {"data": "photographs", "weights": "random"}
+    parameters[MODEL] |= {"epochs": 3, "patience": 3}
+    (folder / "params.yaml").write_text(yaml.safe_dump(parameters), encoding="utf-8")
+    (folder / "data").mkdir()
+    (folder / "data/images.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    part = np.resize(["train"] * 7 + ["validation", "test"], images)
+    label = np.random.default_rng(0).integers(0, LABELS, images).astype(str)
+    split = pd.DataFrame({"image": names, "part": part, "label": label, "video": "1"})
+    split.to_csv(folder / "data/split.csv", index=False)
+
+
+def _run(command: list[str], folder: Path, out: Path) -> Cost:
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", f"stages.{command[0]}", *command[1:]],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    peaks = [0, 0]
+    watcher = threading.Thread(target=_watch, args=(process.pid, peaks))
+    watcher.start()
+    if process.wait():
+        raise subprocess.CalledProcessError(process.returncode, command)
+    seconds = time.perf_counter() - start
+    watcher.join()
+    written = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    return Cost(seconds, peaks[0] / 1e6, peaks[1] / 1e6, written / 1e6)
+
+
+def _watch(number: int, peaks: list[int]) -> None:
+    """Keep the highest resident memory of a process, and of any of its workers, in bytes, until it ends."""
+    try:
+        process = psutil.Process(number)
+        while process.status() != psutil.STATUS_ZOMBIE:
+            peaks[0] = max(peaks[0], process.memory_info().rss)
+            for worker in process.children():
+                try:
+                    peaks[1] = max(peaks[1], worker.memory_info().rss)
+                except psutil.Error:  # ended just now
+                    continue
+            time.sleep(0.05)
+    except psutil.NoSuchProcess:
+        return
+
+
+def _extrapolated(stage: str, part: pd.DataFrame) -> dict[str, object]:
+    """A million images by a straight line; memory as it was."""
+    lines = {key: np.polyfit(part["images"], part[key], 1) for key in ("seconds", "disk")}
+    million = {key: float(np.polyval(line, 1_000_000)) for key, line in lines.items()}
+    memory = {key: part[key].max() for key in ("memory", "worker")}
+    return {"stage": f"{stage}, computed", "images": 1_000_000} | million | memory
+
+
+def _draw(table: pd.DataFrame) -> None:
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for stage, part in table.groupby("stage", sort=False):
+        axes.plot(part["images"], part["seconds"], marker="o", label=str(stage))
+    axes.set(xlabel="images", ylabel="seconds", xlim=(0, None), ylim=(0, None))
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    # The same picture for the same figures.
+    matplotlib.rcParams["svg.hashsalt"] = "growth"
+    figure.savefig(PICTURE, metadata={"Date": None})
+    plt.close(figure)
