@@ -25,20 +25,6 @@ before the clock starts. Augmentation is work, not feeding: its row is there to 
 """
 
 
-class _Memory(keras.utils.PyDataset):  # type: ignore[misc]  # Keras has no types
-    """Batches that lie ready."""
-
-    def __init__(self, batches: Batches) -> None:
-        super().__init__()
-        self.batches = [batches[number] for number in range(len(batches))]
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.batches[index]
-
-
 def measure(photographs: Path, work: Path) -> pd.DataFrame:
     """Images a second of both sides: the CNN from scratch, plain and augmented, and a head on pooled features."""
     values = parameters.load()
@@ -81,9 +67,11 @@ def _compared(what: str, model: keras.Model, rows: chunks.Rows, batch_size: int,
     speeds: dict[str, list[float]] = {"files": [], "memory": []}
     for epoch in range(EPOCHS + 1):
         batches = Batches(rows, part, LABELS, batch_size, Shuffle(1, epoch, augment))
-        for side, data in (("files", batches), ("memory", _Memory(batches))):
+        ready = [batches[number] for number in range(len(batches))]
+        for side, data in (("files", batches), ("memory", ready)):
             start = time.perf_counter()
-            model.fit(data, verbose=0, shuffle=False)
+            for features, targets in data:
+                model.train_on_batch(features, targets)
             if epoch:
                 speeds[side].append(len(part.names) / (time.perf_counter() - start))
     files, memory = (statistics.median(values) for values in speeds.values())

@@ -206,6 +206,11 @@ def test_batches_are_a_function_of_seed_and_epoch(pictures: tuple[Path, pd.DataF
     np.testing.assert_array_equal(epoch(1, 0), epoch(1, 0))
     assert (epoch(1, 0) != epoch(1, 1)).any()
     assert (epoch(1, 0) != epoch(2, 0)).any()
+    varied = Batches(rows, part, 3, 16, Shuffle(1, 0, augment=True))
+    for index, (images, targets) in enumerate(varied):  # made ahead, in a thread
+        np.testing.assert_array_equal(images, varied[index][0])
+        np.testing.assert_array_equal(targets, varied[index][1])
+    assert index == 2
     plain = Batches(rows, part, 3, 16)
     assert [len(plain[index][0]) for index in range(len(plain))] == [16, 16, 8]
     np.testing.assert_array_equal(plain[2][1].argmax(axis=1), part.labels[32:])

@@ -1,11 +1,12 @@
-"""Batches for Keras, read row by row; order and augmentation follow from (seed, epoch) alone."""
+"""Batches, read row by row while the model works; order and augmentation follow from (seed, epoch) alone."""
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from stages.common.backend import keras
 from stages.common.chunks import Rows
 
 LEAST_AREA = 0.6
@@ -26,11 +27,10 @@ class Shuffle(NamedTuple):
     augment: bool
 
 
-class Batches(keras.utils.PyDataset):  # type: ignore[misc]  # Keras has no types
+class Batches:
     """One pass over `part`: rows as they are stored, and targets one-hot, (n, classes) float32."""
 
     def __init__(self, rows: Rows, part: Part, classes: int, batch_size: int, shuffle: Shuffle | None = None) -> None:
-        super().__init__()
         self.rows, self.part, self.classes, self.batch_size, self.shuffle = rows, part, classes, batch_size, shuffle
         images = len(part.names)
         self.order = np.arange(images)
@@ -39,6 +39,16 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]  # Keras has no type
 
     def __len__(self) -> int:
         return -(-len(self.order) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """All batches in order; a thread makes the next one while the last one is used."""
+        with ThreadPoolExecutor(1) as pool:
+            following = pool.submit(self.__getitem__, 0)
+            for index in range(1, len(self) + 1):
+                current = following.result()
+                if index < len(self):
+                    following = pool.submit(self.__getitem__, index)
+                yield current
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         positions = self.order[index * self.batch_size : (index + 1) * self.batch_size]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from stages.common.backend import keras
 from stages.common.batches import Batches, Part, Shuffle
@@ -96,13 +97,12 @@ def fit(
     first, done = len(log.epochs), len(run.epochs)
     steps = -(-len(train.names) // phase.batch_size)
     with progress(phase.epochs * steps, f"{log.stage} {phase.name}", "batch", initial=done * steps) as bar:
-        step = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: bar.update())
         for epoch in range(first + done, first + phase.epochs):
             if run.since >= phase.patience:
                 bar.write(f"{log.stage}: stopped after {run.since} epochs without a better one")
                 break
             start = time.perf_counter()
-            row = _epoch(model, rows, parts, phase, epoch, step)
+            row = _epoch(model, rows, parts, phase, epoch, bar)
             if not all(math.isfinite(value) for value in row.values() if isinstance(value, float)):
                 raise Problem(
                     f"{log.stage}: the loss of epoch {epoch + 1} is not finite; nothing is saved: lower the learning rate ({phase.rate})"
@@ -129,15 +129,19 @@ def _epoch(
     parts: tuple[Part, Part | None],
     phase: Phase,
     epoch: int,
-    step: keras.callbacks.Callback,
+    bar: "tqdm[Any]",
 ) -> dict[str, Any]:
     """Train one epoch, whose randomness follows from (seed, epoch) alone, and validate: its row in the log."""
     train, validation = parts
     shuffle = Shuffle(phase.seed, epoch, phase.augment)
     reset_randomness(model, phase.seed, epoch)
-    batches = Batches(rows, train, model.output.shape[-1], phase.batch_size, shuffle)
-    seen = model.fit(batches, verbose=0, shuffle=False, callbacks=[step]).history
-    row = {"epoch": epoch + 1, "phase": phase.name, "loss": seen["loss"][0], "accuracy": seen["accuracy"][0]}
+    model.reset_metrics()
+    seen: dict[str, Any] = {}
+    # Not model.fit, whose iterator over batches made here takes as long as a step of a head.
+    for features, targets in Batches(rows, train, model.output.shape[-1], phase.batch_size, shuffle):
+        seen = model.train_on_batch(features, targets, return_dict=True)
+        bar.update()
+    row = {"epoch": epoch + 1, "phase": phase.name, "loss": float(seen["loss"]), "accuracy": float(seen["accuracy"])}
     return row if validation is None else row | validate(model, rows, validation, phase.batch_size)
 
 
@@ -168,7 +172,8 @@ def _restore(model: keras.Model, path: Path) -> tuple[_Run, list[np.ndarray]]:
 
 def validate(model: keras.Model, rows: Rows, part: Part, batch_size: int) -> dict[str, float]:
     """Plain cross-entropy, accuracy and macro F1 of a model that gives logits, each over all of `part`."""
-    logits = model.predict(Batches(rows, part, model.output.shape[-1], batch_size), verbose=0).astype(np.float64)
+    batches = Batches(rows, part, model.output.shape[-1], batch_size)
+    logits = np.concatenate([model.predict_on_batch(features) for features, _ in batches]).astype(np.float64)
     logits -= logits.max(axis=1, keepdims=True)
     losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(logits)), part.labels]
     predictions = logits.argmax(axis=1)
