@@ -41,7 +41,10 @@ class Batches:
         return -(-len(self.order) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """All batches in order; a thread makes the next one while the last one is used."""
+        """All batches in order; where they are augmented, a thread makes the next one while the last one is used."""
+        if not (self.shuffle and self.shuffle.augment):  # reading alone takes less than a thread's hand-over
+            yield from map(self.__getitem__, range(len(self)))
+            return
         with ThreadPoolExecutor(1) as pool:
             following = pool.submit(self.__getitem__, 0)
             for index in range(1, len(self) + 1):
