@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from stages import chunked_resize, split
-from stages.common import chunks
+from stages.common import chunks, decoding
 from stages.common.chunks import Rows
 from stages.common.decoding import BadImage, decode
 from stages.common.files import write_csv
@@ -111,6 +111,31 @@ def test_the_systems_faults_are_not_the_images(
 def test_extreme_shapes(tmp_path: Path, size: tuple[int, int]) -> None:
     Image.new("RGB", size, (10, 200, 30)).save(tmp_path / "a.png")
     assert (decode(tmp_path / "a.png", 48) == (10, 200, 30)).all()
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "extent"),
+    [(360, 640, (640, 360)), (131, 97, (96.4, 130.75)), (48, 400, (400, 48)), (30, 20, (20, 30))],
+)
+def test_a_square_by_matrices_is_the_one_by_pillow(height: int, width: int, extent: tuple[float, float]) -> None:
+    small = Image.fromarray(np.random.default_rng(1).integers(0, 255, (9, 9, 3), dtype=np.uint8))
+    pixels = np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
+    theirs = Image.fromarray(pixels).resize((48, 48), Image.Resampling.LANCZOS, box=(0, 0, *extent))
+    ours = decoding._squared(pixels, 48, extent)
+    assert ours.dtype == np.uint8
+    assert np.abs(ours.astype(int) - np.asarray(theirs)).max() <= 2
+    for level in (0, 1, 128, 255):
+        assert (decoding._squared(np.full_like(pixels, level), 48, extent) == level).all()
+
+
+@pytest.mark.parametrize(("length", "size"), [(360, 224), (640, 224), (960, 224), (2000, 48)])
+def test_every_sum_of_the_matrices_is_exact_in_float32(length: int, size: int) -> None:
+    # No partial sum, in whatever order, needs more than float32's 24 bits.
+    for largest, bits, scale in ((255, 14, 4.0), (4 * 255 * 1.5, 12, 0.25)):
+        for _, _, weights in decoding._lanczos(length, length - 0.25, size, bits, scale):
+            units = weights.astype(float) * 2**bits / scale
+            assert (units == np.rint(units)).all()
+            assert (np.abs(units).sum(axis=1) * largest).max() < 2**24
 
 
 def test_reduced_jpeg_decoding_is_close_to_the_whole(shared: Callable[[str], Path]) -> None:
