@@ -1,8 +1,11 @@
 """Every claim about speed and memory, measured: tables with date, commit and hardware in benchmarks/results.
 
+    pip install -r benchmarks/requirements.txt
     python -m benchmarks PHOTOGRAPHS [--parts NAME ...]
 
-PHOTOGRAPHS is a folder in MPII's layout, whose photographs have labels. Each part compares both sides in one run.
+PHOTOGRAPHS is a folder in MPII's layout, whose photographs have activities. Each part compares both sides in one run; all
+take three quarters of an hour on two cores. What the recipe's choices are worth is benchmarks.ablation's matter, what a GPU
+does benchmarks.gpu's.
 """
 
 import argparse
@@ -59,7 +62,9 @@ def main() -> None:
         part = importlib.import_module(f"benchmarks.{name}")
         with tempfile.TemporaryDirectory() as work:
             table = part.measure(arguments.photographs.resolve(), Path(work))
-        text = f"# {PARTS[name]}\n\n{hardware()}\n\n{table.to_markdown(index=False)}\n\n{part.NOTES.strip()}\n"
+        shown = table.astype(object).where(table.notna(), None)
+        markdown = shown.to_markdown(index=False, floatfmt=".4g", missingval="")
+        text = f"# {PARTS[name]}\n\n{hardware()}\n\n{markdown}\n\n{part.NOTES.strip()}\n"
         with new_file(RESULTS / f"{name}.md") as temporary:
             temporary.write_text(text, encoding="utf-8")
         print(text)

@@ -436,13 +436,17 @@ def base_of(name: str) -> str | None:
 
 def markdown(lines: list[dict[str, Any]]) -> str:
     """The table as Markdown."""
-    text = ["| recipe | macro F1 | change | accuracy | calibration error | seconds |", "|---|---|---|---|---|---|"]
+    text = [
+        "| recipe | macro F1 | change | compared with | accuracy | calibration error | seconds |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for line in lines:
-        change = ""
-        if "change" in line:
+        change, base = "", ""
+        if not pd.isna(line.get("change", np.nan)):
+            base = base_of(line["row"]) or ""
             change = f"{line['change']:+.3f} ({line['change_lowest']:+.3f} to {line['change_highest']:+.3f})"
         text.append(
-            f"| {line['row']} | {line['macro_f1']:.3f} ({line['lowest']:.2f}-{line['highest']:.2f}) | {change} "
+            f"| {line['row']} | {line['macro_f1']:.3f} ({line['lowest']:.2f}-{line['highest']:.2f}) | {change} | {base} "
             f"| {line['accuracy']:.3f} | {line['calibration_error']:.3f} | {line['seconds']:.1f} |"
         )
     return "\n".join(text)

@@ -39,7 +39,7 @@ def measure(photographs: Path, work: Path) -> pd.DataFrame:
         {"what": f"{stage}, {len(listed)} rows", "seconds": _seconds(stage, work), "target": wanted}
         for stage, wanted in TARGETS.items()
     ]
-    return pd.DataFrame(rows).round(2)
+    return pd.DataFrame(rows)
 
 
 def _seconds(stage: str, work: Path) -> float:

@@ -56,7 +56,7 @@ def measure(photographs: Path, work: Path) -> pd.DataFrame:
         )
     )
     shutil.rmtree(resized)
-    return pd.DataFrame(rows).round(2).fillna("")
+    return pd.DataFrame(rows)
 
 
 def _compared(what: str, model: keras.Model, rows: chunks.Rows, batch_size: int, *, augment: bool) -> dict[str, Any]:

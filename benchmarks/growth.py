@@ -61,7 +61,7 @@ def measure(photographs: Path, work: Path) -> pd.DataFrame:
     table = pd.DataFrame(rows).sort_values("stage", kind="stable")
     _draw(table)
     million = [_extrapolated(str(stage), part) for stage, part in table.groupby("stage", sort=False)]
-    return pd.concat([table, pd.DataFrame(million)]).round(1)
+    return pd.concat([table, pd.DataFrame(million)])
 
 
 def _prepare(photographs: Path, folder: Path, images: int) -> None:

@@ -64,7 +64,7 @@ def measure(photographs: Path, work: Path) -> pd.DataFrame:
     for row in rows:
         row["ratio"] = row["the other side"] / row["ours"]
     shutil.rmtree(clone / ".dvc/tmp", ignore_errors=True)
-    return pd.DataFrame(rows + [_bfloat16(name) for name in networks.BACKBONES]).round(2).fillna("")
+    return pd.DataFrame(rows + [_bfloat16(name) for name in networks.BACKBONES])
 
 
 def _run(folder: Path, *command: str) -> float:

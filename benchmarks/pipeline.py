@@ -42,7 +42,7 @@ def measure(_: Path, work: Path) -> pd.DataFrame:
         name = " ".join(["dvc", *command])
         rows.append({"what": f"{name}, nothing to do", "seconds": ours, "empty pipeline": theirs})
         rows.append({"what": "the same, ratio", "share": ours / theirs, "target": "<= 1.1"})
-    return pd.DataFrame(rows).round(2).fillna("")
+    return pd.DataFrame(rows)
 
 
 def _run(folder: Path, *command: str) -> float:

@@ -60,11 +60,14 @@ def test_a_line_of_the_table_follows_from_the_logits() -> None:
     good = ablation.Result(np.eye(2)[[0, 1, 0, 1]] * 50, np.array([0, 1, 0, 1]), 2.0)
     poor = ablation.Result(np.eye(2)[[0, 1, 1, 0]] * 50, np.array([0, 1, 0, 1]), 1.0)
     runs = ablation.FOLDS * ablation.REPEATS
-    line = ablation.summary("good", [good] * runs, [poor] * runs)
+    line = ablation.summary("l2 10", [good] * runs, [poor] * runs)
     assert (line["macro_f1"], line["accuracy"], line["change"], line["seconds"]) == (1.0, 1.0, 0.5, 2.0)
     assert line["calibration_error"] == pytest.approx(0)
     assert ablation.summary("poor", [poor] * runs, None)["calibration_error"] == pytest.approx(0.5)
-    assert "| good | 1.000 (1.00-1.00) | +0.500 (+0.500 to +0.500) | 1.000 | 0.000 | 2.0 |" in ablation.markdown([line])
+    assert (
+        f"| l2 10 | 1.000 (1.00-1.00) | +0.500 (+0.500 to +0.500) | {ablation.REFERENCE} | 1.000 | 0.000 | 2.0 |"
+        in ablation.markdown([line])
+    )
 
 
 @pytest.mark.slow
