@@ -497,9 +497,9 @@ def main() -> None:
             workers.dead("a training was killed, probably for lack of memory; run again with fewer --rows"),
             ProcessPoolExecutor(PROCESSES, mp_context=get_context("spawn"), initializer=workers.prepare) as pool,
         ):
-            with workers.starting():
-                waiting = {name: [pool.submit(run, job) for job in made] for name, made in prepared.items()}
             try:
+                with workers.starting():
+                    waiting = {name: [pool.submit(run, job) for job in made] for name, made in prepared.items()}
                 for name, futures in waiting.items():
                     done[name] = [future.result() for future in futures]
                     lines.append(summary(name, done[name], done.get(base_of(name) or "")))

@@ -29,7 +29,7 @@ LABELS = 20
 
 NOTES = f"""
 The photographs, linked under as many names as needed, through the stages as processes: chunked-resize, features ({MODEL}, random
-weights) and train (the head, three epochs). *Memory*: the peak of resident memory of the stage's process and of its largest worker,
+weights) and train (the head, three epochs and a refit). *Memory*: the peak of resident memory of the stage's process and of its largest worker,
 read twenty times a second. *Disk*: what the stage writes. A million: a straight line through the three measurements.
 
 ![seconds against images](growth.svg)
@@ -130,6 +130,7 @@ def _extrapolated(stage: str, part: pd.DataFrame) -> dict[str, object]:
 
 
 def _draw(table: pd.DataFrame) -> None:
+    PICTURE.parent.mkdir(exist_ok=True)
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     for stage, part in table.groupby("stage", sort=False):
         axes.plot(part["images"], part["seconds"], marker="o", label=str(stage))

@@ -71,9 +71,9 @@ def resize(names: list[str], images: Path, size: int, chunk: int, folder: Path, 
         dead("a worker was killed, probably for lack of memory; lower resize.chunk, or run again to go on"),
         ProcessPoolExecutor(max(1, min(workers, len(left))), initializer=_prepare) as pool,
     ):
-        with starting():
-            futures = {pool.submit(resize_chunk, part, images, size, out): len(part) for out, part in left.items()}
         try:
+            with starting():
+                futures = {pool.submit(resize_chunk, part, images, size, out): len(part) for out, part in left.items()}
             for future in as_completed(futures):
                 future.result()
                 bar.update(futures[future])

@@ -1,5 +1,6 @@
 """The chosen model's predictions of the test part -> scores, by label and over all."""
 
+import csv
 from pathlib import Path
 
 import pandas as pd
@@ -62,7 +63,9 @@ def main() -> None:
     model = parameters.load().model
     path = Path(PREDICTIONS.format(model))
     predictions = read(path)
-    labels = list(predictions.columns[len(COLUMNS) :])
+    # Not from the table: a label may be named as a column is, and pandas renames the second one.
+    with path.open(encoding="utf-8", newline="") as file:
+        labels = next(csv.reader(file))[len(COLUMNS) :]
     scores = score(predictions)
     write_csv(LABELS, report(predictions, labels))
     write_csv(CONFUSION, predictions[["label", "prediction"]])

@@ -1,4 +1,4 @@
-"""data/resized -> data/features/MODEL: what a frozen backbone makes of each image, computed once for all heads.
+"""data/resized -> data/features/MODEL: what a frozen backbone makes of each image, computed once for all heads of a kind.
 
 One chunk file a chunk of images, with what the chosen head takes: pooled, (n, channels) float32, the mean over height and
 width, or maps, (n, height, width, channels) float16. Beside them lies the backbone itself, which train needs to assemble

@@ -1,4 +1,4 @@
-"""What the benchmarks stand on: a pipeline of the same shape that does nothing, and the straight line to a million."""
+"""What the benchmarks stand on: a pipeline of the same shape that does nothing, and where and when they were run."""
 
 import subprocess
 from pathlib import Path

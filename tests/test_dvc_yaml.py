@@ -58,6 +58,15 @@ def test_a_stage_is_one_file_of_the_same_name(name: str) -> None:
     assert name.replace("-", "_").startswith(module.removeprefix("stages."))
 
 
+def attributes(tree: ast.AST, name: str) -> set[str]:
+    """What the code reads of the variable `name`."""
+    return {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == name
+    }
+
+
 @pytest.mark.parametrize("name", sorted(set(STAGES) - {"params"}))
 def test_a_stage_lists_exactly_the_parameters_that_it_reads(name: str) -> None:
     stage = STAGES[name]
@@ -66,20 +75,14 @@ def test_a_stage_lists_exactly_the_parameters_that_it_reads(name: str) -> None:
     read = {
         node.attr
         for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute)
-        and (
-            (isinstance(node.value, ast.Name) and node.value.id == "values")
-            or (isinstance(node.value, ast.Call) and ast.unparse(node.value) == "parameters.load()")
-        )
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("values", "parameters.load()")
     }
     if "has" in read:
         read = read - {"has"} | {"data"}
     if name.startswith("train-"):
         read |= {stage["cmd"].split()[3]}
-    if name.startswith("features-"):
-        read |= {f"{stage['cmd'].split()[3]}.{key}" for key in ("head", "input_size", "precision")}
-    if name.startswith("infer-") and name != "infer-scratch":
-        read |= {f"{stage['cmd'].split()[3]}.{key}" for key in ("head", "fine_tune_epochs")}
+    if name.startswith(("features-", "infer-")) and name != "infer-scratch":  # scratch's is read for its type alone
+        read |= {f"{stage['cmd'].split()[3]}.{key}" for key in attributes(tree, "section")}
     assert set(stage.get("params", [])) == read
 
 

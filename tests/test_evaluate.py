@@ -84,6 +84,15 @@ def test_evaluate_writes_what_follows_from_the_predictions(workspace: Path) -> N
     assert pd.read_csv(evaluate.CONFUSION, keep_default_na=False).equals(predictions[["label", "prediction"]])
 
 
+def test_a_label_may_be_named_as_a_column_is(workspace: Path) -> None:
+    path = Path("models/scratch/predictions.csv")
+    path.parent.mkdir(parents=True)
+    path.write_text('image,video,label,prediction,probability,label,"a, b"\n1.jpg,1,label,label,0.7,0.7,0.3\n')
+    evaluate.main()
+    assert list(pd.read_csv(evaluate.LABELS)["label"]) == ["label", "a, b"]
+    assert json.loads(evaluate.METRICS.read_text())["accuracy"] == 1
+
+
 def test_training_figures_count_the_backbones_pass() -> None:
     train = {"seconds": 20.0, "epochs": 4, "images": 400, "parameters": 9, "device": "CPU"}
     assert report.training("vgg16", train, {"seconds": 100.0}) == {

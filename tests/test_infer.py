@@ -82,6 +82,21 @@ def test_other_labels_than_the_models_are_refused(monkeypatch: pytest.MonkeyPatc
     assert not Path("models/scratch/predictions.csv").exists()
 
 
+@pytest.mark.slow
+def test_features_of_another_kind_of_head_are_one_line(images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = networks.backbone("mobilenetv2", 72, 72, "random", images)
+    pooled = keras.layers.GlobalAveragePooling2D(name="pool")(backbone.output)
+    save(
+        keras.Model(backbone.input, networks.head("softmax", 2, 0.0, 0.0, [np.ones((2, 1280))])(pooled)), "mobilenetv2"
+    )
+    chunks.write(infer.FEATURES / "mobilenetv2/0.h5", ["0.jpg"], {"pooled": np.ones((1, 1280), np.float32)})
+    set_parameters(Path("params.yaml"), {"mobilenetv2.head": "conv"})
+    with pytest.raises(Problem, match="the model mobilenetv2 has no head conv; train it again with dvc repro"):
+        run("mobilenetv2", monkeypatch)
+    with pytest.raises(Problem, match="holds no maps; run dvc repro"):
+        chunks.Rows(infer.FEATURES / "mobilenetv2", "maps")
+
+
 @pytest.mark.usefixtures("images")
 def test_a_model_for_another_size_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     save(networks.scratch(48, 2, [4], 0.0, 2), "scratch")

@@ -345,6 +345,27 @@ def scratch_section(**changes: Any) -> Scratch:
     return Scratch.model_validate(values | changes)
 
 
+def test_an_epochs_loss_and_accuracy_are_means_over_all_its_images(
+    pictures: tuple[Path, pd.DataFrame], tmp_path: Path
+) -> None:
+    rows = Rows(pictures[0], "pixels")
+    part = Part([f"{number}.jpg" for number in range(41)], np.arange(41) % 3)  # five batches of 8 and one of 1
+    keras.utils.set_random_seed(2)
+    model = networks.scratch(32, 1, [8], 0.0, 3)
+    model.layers[-1].set_weights(
+        [np.random.default_rng(0).normal(size=weight.shape) for weight in model.layers[-1].weights]
+    )
+    for layer in model.layers:
+        layer.trainable = not isinstance(layer, keras.layers.BatchNormalization)
+    phase = fitting.Phase("only", 1, 1, 1e-12, 8, "none", 1, augment=False)
+    log = Log("train-scratch")
+    fitting.fit(model, rows, (part, part), phase, log, tmp_path)
+    (row,) = log.epochs
+    assert 0.1 < row["accuracy"] < 0.9
+    assert row["accuracy"] == pytest.approx(row["validation_accuracy"])
+    assert row["loss"] == pytest.approx(row["validation_loss"], rel=1e-4)
+
+
 def train_scratch(pictures: tuple[Path, pd.DataFrame], monkeypatch: pytest.MonkeyPatch, section: Scratch) -> Any:
     folder, split = pictures
     monkeypatch.setattr(train, "RESIZED", folder)

@@ -61,13 +61,23 @@ def _names(file: h5py.File) -> list[str]:
 
 
 class Rows:
-    """The rows of one dataset over all chunks of a folder, found by image name and read one by one: memory stays flat."""
+    """The rows of one dataset over all chunks of a folder, found by image name and read one by one: memory stays flat.
+
+    Raises:
+        Problem: a chunk file has no such dataset, or not as `write` writes it.
+    """
 
     def __init__(self, folder: Path, dataset: str) -> None:
         self.places: dict[str, tuple[Path, int]] = {}
         for path in paths(folder):
             with h5py.File(path, "r") as file:
+                if dataset not in file:
+                    raise Problem(f"{path} holds no {dataset}; run dvc repro to make them")
                 stored = file[dataset]
+                if len(stored) and stored.id.get_offset() is None:
+                    raise Problem(
+                        f"{path}: {dataset} do not lie in one piece; make it again: remove its folder and run dvc repro"
+                    )
                 self.shape: tuple[int, ...] = stored.shape[1:]
                 self.dtype: np.dtype = stored.dtype
                 size, start = stored.dtype.itemsize * math.prod(self.shape), stored.id.get_offset() or 0
@@ -95,6 +105,6 @@ class Rows:
 
 
 # Fewer than a process may have open, whatever the number of chunks.
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=128)
 def _open(path: Path) -> BinaryIO:
     return path.open("rb", buffering=0)

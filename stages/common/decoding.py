@@ -121,7 +121,7 @@ BAND = 16
 def _squared(pixels: np.ndarray, size: int, extent: tuple[float, float]) -> np.ndarray:
     """Resize (height, width, 3) uint8, of which `extent` (width, height) is in use, to (size, size, 3) uint8 by Lanczos.
 
-    By products of matrices, in half of Pillow's time and within a grey level or two of it. All numbers are multiples of
+    By products of matrices, in half of Pillow's time and within a few grey levels of it. All numbers are multiples of
     powers of two that float32 holds exactly: the bits are the same in any order of summation, on any processor.
     """
     height, width, channels = pixels.shape

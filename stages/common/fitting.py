@@ -135,13 +135,14 @@ def _epoch(
     train, validation = parts
     shuffle = Shuffle(phase.seed, epoch, phase.augment)
     reset_randomness(model, phase.seed, epoch)
-    model.reset_metrics()
-    seen: dict[str, Any] = {}
+    sums = dict.fromkeys(("loss", "accuracy"), 0.0)
     # Not model.fit, whose iterator over batches made here takes as long as a step of a head.
     for features, targets in Batches(rows, train, model.output.shape[-1], phase.batch_size, shuffle):
         seen = model.train_on_batch(features, targets, return_dict=True)
+        sums = {key: total + float(seen[key]) * len(targets) for key, total in sums.items()}
         bar.update()
-    row = {"epoch": epoch + 1, "phase": phase.name, "loss": float(seen["loss"]), "accuracy": float(seen["accuracy"])}
+    means = {key: total / len(train.names) for key, total in sums.items()}
+    row = {"epoch": epoch + 1, "phase": phase.name, **means}
     return row if validation is None else row | validate(model, rows, validation, phase.batch_size)
 
 

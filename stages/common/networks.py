@@ -200,9 +200,15 @@ def _moments(blocks: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def after_backbone(model: keras.Model, kind: str) -> keras.Model:
-    """The part of a whole, loaded model that a head of this kind is: what the head takes to the model's output."""
-    first = model.get_layer("head_offset" if kind == "softmax" else "head_squeeze")
-    return keras.Model(first.input, model.output)
+    """The part of a whole, loaded model that a head of this kind is: what the head takes to the model's output.
+
+    Raises:
+        Problem: the model has another kind of head.
+    """
+    first = {"softmax": "head_offset", "conv": "head_squeeze"}[kind]
+    if first not in [layer.name for layer in model.layers]:
+        raise Problem(f"the model {model.name} has no head {kind}; train it again with dvc repro")
+    return keras.Model(model.get_layer(first).input, model.output)
 
 
 def scratch(size: int, pool: int, filters: list[int], dropout: float, labels: int) -> keras.Model:

@@ -1,4 +1,4 @@
-"""data/split.csv, for the stages that train and evaluate."""
+"""data/split.csv, for the stages that train and infer."""
 
 from collections.abc import Container
 from pathlib import Path

@@ -8,7 +8,4 @@ from tqdm import tqdm
 
 def progress(total: int | None, stage: str, unit: str, **options: Any) -> "tqdm[Any]":
     """A bar on stderr, redrawn twice a second on a terminal and every ten seconds in a log."""
-    # Without tqdm's thread, which would take the signals that the main thread lets wait.
-    tqdm.monitor_interval = 0
-    seconds = 0.5 if sys.stderr.isatty() else 10
-    return tqdm(total=total, desc=stage, unit=unit, mininterval=seconds, miniters=1, **options)
+    return tqdm(total=total, desc=stage, unit=unit, mininterval=0.5 if sys.stderr.isatty() else 10, **options)

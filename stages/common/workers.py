@@ -19,7 +19,6 @@ def prepare() -> None:
     """
     for number in STOPPING:
         signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
     def watch() -> None:
         if (parent := parent_process()) is not None:
@@ -32,11 +31,18 @@ def prepare() -> None:
 @contextmanager
 def starting() -> Iterator[None]:
     """Let signals that ask to stop wait while a pool starts, at its first job: half started it can't be shut down."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    waiting: list[int] = []
+    heeded = {number: signal.getsignal(number) for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN}
+    # Not blocked by a mask: the threads of libraries would take them.
+    for number in heeded:
+        signal.signal(number, lambda number, frame: waiting.append(number))
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in heeded.items():
+            signal.signal(number, handler)
+        if waiting:
+            signal.raise_signal(waiting[0])
 
 
 @contextmanager
