@@ -151,6 +151,7 @@ ROWS = {
     "squares by cropping": Row(base=REFERENCE, pixels="crop"),
     "input 224": Row(base=REFERENCE, change={"input_size": 224}),
     "input 384": Row(base=REFERENCE, change={"input_size": 384}),
+    "backbone in bfloat16": Row(base=DEFAULT, change={"precision": "bfloat16"}),
     "no refit, mirrored photographs as further rows": Row(base="+ l2 100", pixels="mirrored rows"),
     "mirrored view in the mean, both times": Row(base=REFERENCE, pixels="mirrored mean"),
     "mirrored view in the mean when predicting": Row(base=REFERENCE, after="mirror"),
@@ -222,14 +223,16 @@ def resized(work: Path, data: Path, names: list[str], size: int, pixels: str) ->
 def extracted(work: Path, source: Path, chosen: Pretrained, own_scale: bool) -> Path:
     """The features of a folder of chunk files, and the backbone."""
     input_size, dataset = chosen.input_size, networks.TAKES[chosen.head]
-    folder = work / f"{source.name}-{input_size}-{dataset}{'' if own_scale else '-unit'}"
+    folder = work / f"{source.name}-{input_size}-{chosen.precision}-{dataset}{'' if own_scale else '-unit'}"
     if not folder.exists():
         folder.mkdir()
         family = networks.BACKBONES[MODEL]
         changed = family if own_scale else family._replace(scale=_unit_scale)
         with patch.dict(networks.BACKBONES, {MODEL: changed}):
             shape = chunks.Rows(source, "pixels").shape
-            backbone = networks.backbone(MODEL, shape[0], input_size, "imagenet", np.empty((0, *shape), np.uint8))
+            backbone = networks.backbone(
+                MODEL, shape[0], input_size, "imagenet", np.empty((0, *shape), np.uint8), chosen.precision
+            )
         features.extract(backbone, source, folder, dataset, f"features of {folder.name}")
         save(backbone, folder / "backbone.keras", [])
     return folder
