@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
@@ -86,8 +85,11 @@ def _result(executor: Executor, work: Callable[..., Result], *arguments: Any) ->
     return executor.submit(work, *arguments).result()
 
 
-def rates(ways: dict[str, Callable[[], int]]) -> dict[str, float]:
-    """Images a second of each way: medians of several runs of all of them in turn. A way returns how many images it did."""
+def rates(ways: dict[str, Callable[[], int]], out: Path | None = None) -> dict[str, float]:
+    """Images a second of each way: medians of several runs of all of them in turn.
+
+    A way returns how many images it did. What it leaves in the folder `out` is removed when its time has been taken.
+    """
     found: dict[str, list[float]] = {name: [] for name in ways}
     for run in range(REPEATS + 1):
         for name, way in ways.items():
@@ -95,6 +97,8 @@ def rates(ways: dict[str, Callable[[], int]]) -> dict[str, float]:
             images = way()
             if run:  # the first one starts processes and fills caches
                 found[name].append(images / (time.perf_counter() - start))
+            if out:
+                shutil.rmtree(out, ignore_errors=True)
     return {name: median(values) for name, values in found.items()}
 
 
@@ -140,9 +144,9 @@ def _silent() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
-def _by_stage(paths: list[Path], work: Path) -> int:
-    with tempfile.TemporaryDirectory(dir=work) as folder:
-        chunked_resize.resize([path.name for path in paths], paths[0].parent, SIZE, CHUNK, Path(folder), CORES)
+def _by_stage(paths: list[Path], out: Path) -> int:
+    out.mkdir()
+    chunked_resize.resize([path.name for path in paths], paths[0].parent, SIZE, CHUNK, out, CORES)
     return len(paths)
 
 
@@ -208,7 +212,7 @@ def _on_both_cores(
     many = paths * -(-LEAST // len(paths))
     parts = [many[start : start + CHUNK] for start in range(0, len(many), CHUNK)]
     ways: dict[str, Callable[[], int]] = {
-        "stage": partial(_result, alone, _by_stage, many, work),
+        "stage": partial(_result, alone, _by_stage, many, work / "out"),
         "notebooks": partial(_result, alone, _one_by_one, _whole, paths),
     }
     pixels: dict[str, Iterable[np.ndarray]] = {"stage": both.map(decode, paths, repeat(SIZE), chunksize=CORES)}
@@ -219,7 +223,7 @@ def _on_both_cores(
         ways[f"tf.data {method}"] = partial(_result, tf, _by_tf_data, tuple(many), method)
         pixels[f"tf.data {method}"] = _result(tf, _tf_data_pixels, tuple(paths), method)
     close = {way: list(both.map(psnr, paths, results, chunksize=CORES)) for way, results in pixels.items()}
-    speeds = {way: Speed(rate, close.get(way, [])) for way, rate in rates(ways).items()}
+    speeds = {way: Speed(rate, close.get(way, [])) for way, rate in rates(ways, work / "out").items()}
     ours = speeds.pop("stage")
     lines = [_line(title, f"stage / {way}", ours, theirs, targets.get(way)) for way, theirs in speeds.items()]
     if "img2dataset" not in speeds:
@@ -247,7 +251,6 @@ def _as_processes(photographs: Path, paths: list[Path], work: Path, target: floa
     (folder / "data/images.txt").write_text("".join(f"{path.name}\n" for path in paths), encoding="utf-8")
 
     def run(*arguments: str) -> int:
-        shutil.rmtree(folder / "data/resized", ignore_errors=True)
         subprocess.run(
             [sys.executable, *arguments],
             cwd=folder,
@@ -261,7 +264,8 @@ def _as_processes(photographs: Path, paths: list[Path], work: Path, target: floa
         {
             "stage": lambda: run("-m", "stages.chunked_resize"),
             "notebooks": lambda: run("-c", _NOTEBOOK, str(paths[0].parent.resolve())),
-        }
+        },
+        folder / "data/resized",
     )
     ours, theirs = (Speed(rate, []) for rate in speeds.values())
     return _line("photographs", "stage / notebooks, as processes", ours, theirs, target)

@@ -51,16 +51,17 @@ def test_without_the_process_that_started_the_stage_the_pieces_stay(
 def test_a_changed_replaced_or_missing_file_is_another_state(tmp_path: Path) -> None:
     path = tmp_path / "1.jpg"
     path.write_bytes(b"one")
+    os.utime(path, ns=(0, 1_000_000_000))
     first = state([path])
     assert state([path]) == first
     path.write_bytes(b"two")
-    os.utime(path, ns=(0, first[0][3] + 1))
+    os.utime(path, ns=(0, 2_000_000_000))
     changed = state([path])
     path.write_bytes(b"three")
-    os.utime(path, ns=(0, changed[0][3]))
+    os.utime(path, ns=(0, 2_000_000_000))
     longer = state([path])
     (tmp_path / "2.jpg").write_bytes(b"other")
-    os.utime(tmp_path / "2.jpg", ns=(0, changed[0][3]))
+    os.utime(tmp_path / "2.jpg", ns=(0, 2_000_000_000))
     (tmp_path / "2.jpg").replace(path)
     replaced = state([path])
     path.chmod(0o400)

@@ -61,9 +61,12 @@ def _ours(name: str, module: Any) -> bool:
     return (specification.name if specification else name).split(".")[0] == "stages"
 
 
-def state(paths: Iterable[Path]) -> list[Any]:
-    """Name, inode, size in bytes, time of change and permissions of each file: by the first four dvc, too, sees changes."""
-    return [[path.name, *_status(path)] for path in paths]
+def state(paths: Iterable[Path]) -> str:
+    """A digest of name, inode, size, time of change and permissions of each file: by the first four dvc, too, sees changes."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(repr((path.name, *_status(path))).encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
 
 
 def _status(path: Path) -> tuple[int, ...]:
