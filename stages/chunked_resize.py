@@ -95,7 +95,7 @@ def main() -> None:
     images = layout.images_folder(Path(values.data))
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     size, chunk = values.resize.size, values.resize.chunk
-    with resumable(OUT, code(), size, chunk, names, state(images / name for name in names)) as done:
+    with resumable(OUT, code(), size, chunk, state(images / name for name in names)) as done:
         bad = resize(names, images, size, chunk, done, workers)
         if len(bad) == len(names) or len(bad) > values.resize.max_bad * len(names):
             raise Problem(

@@ -139,7 +139,7 @@ def _squared(pixels: np.ndarray, size: int, extent: tuple[float, float]) -> np.n
     return result.reshape(channels, size, size).transpose(1, 2, 0).astype(np.uint8)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=32)
 def _lanczos(length: int, extent: float, size: int, bits: int, scale: float) -> list[tuple[slice, slice, np.ndarray]]:
     """The weights that make `size` numbers of the first `extent` of `length`: a band of outputs, its inputs, and weights.
 

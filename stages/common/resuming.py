@@ -62,10 +62,10 @@ def _ours(name: str, module: Any) -> bool:
 
 
 def state(paths: Iterable[Path]) -> str:
-    """A digest of name, inode, size, time of change and permissions of each file: by the first four dvc, too, sees changes."""
+    """A digest of path, inode, size, time of change and permissions of each file: by the first four dvc, too, sees changes."""
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(repr((path.name, *_status(path))).encode("utf-8", "surrogateescape"))
+        digest.update(repr((str(path), *_status(path))).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
