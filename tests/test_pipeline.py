@@ -25,8 +25,11 @@ def after_warnings(shown: str) -> Any:
 
 
 def ran(shown: str) -> list[str]:
-    """The stages that were run, in order; not those that were skipped or restored."""
-    return re.findall(r"Running stage '(.*?)'", shown)
+    """The stages that were run, in order, report last; not those that were skipped or restored.
+
+    Report waits for training alone: dvc may run it before or after infer and evaluate.
+    """
+    return sorted(re.findall(r"Running stage '(.*?)'", shown), key=lambda stage: stage == "report")
 
 
 def stages_of(model: str, *steps: str) -> list[str]:
