@@ -1,5 +1,6 @@
 """params.yaml: what is accepted, and the one line for what is not."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,8 @@ def test_an_unknown_key_is_named_with_its_value_and_the_known_ones(
 
 
 def test_a_misspelt_key_is_reported_rather_than_the_missing_one(tmp_path: Path) -> None:
-    with pytest.raises(Problem, match="scratch.epohcs is 12"):
-        parameters.load(written(tmp_path, COMMITTED.replace("epochs: 12", "epohcs: 12", 1)))
+    with pytest.raises(Problem, match=r"scratch.epohcs is \d+"):
+        parameters.load(written(tmp_path, COMMITTED.replace("  epochs: ", "  epohcs: ", 1)))
 
 
 @pytest.mark.parametrize(
@@ -106,7 +107,7 @@ def test_aliases_that_explode_are_refused_at_once(tmp_path: Path) -> None:
 
 
 def test_floats_as_dvc_writes_them(tmp_path: Path) -> None:
-    values = parameters.load(written(tmp_path, COMMITTED.replace("learning_rate: 0.002", "learning_rate: 1e-05", 1)))
+    values = parameters.load(written(tmp_path, re.sub("learning_rate: .*", "learning_rate: 1e-05", COMMITTED, count=1)))
     assert values.scratch.learning_rate == 1e-05
 
 
