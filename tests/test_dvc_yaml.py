@@ -126,3 +126,20 @@ def test_every_output_is_ignored_by_git_or_small_enough_for_it() -> None:
                 ((path, options),) = out.items()
                 assert options["cache"] is False
                 assert Path(path).parent.name == kind
+
+
+def outputs(stage: dict[str, Any]) -> set[str]:
+    listed = [*stage.get("outs", []), *stage.get("metrics", []), *stage.get("plots", [])]
+    return {out if isinstance(out, str) else next(iter(out)) for out in listed}
+
+
+def waits(name: str) -> bool:
+    """By paths that hold no `${...}`: those are there whatever the parameters say."""
+    deps = set(STAGES[name]["deps"])
+    makers = {other for other, stage in STAGES.items() if other != name and outputs(stage) & deps}
+    return "params" in makers or any(waits(maker) for maker in makers)
+
+
+@pytest.mark.parametrize("name", sorted(set(STAGES) - {"params"}))
+def test_every_stage_waits_for_the_check_of_the_parameters(name: str) -> None:
+    assert waits(name)
