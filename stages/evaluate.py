@@ -2,11 +2,12 @@
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
-from stages.common import parameters, problem
+from stages.common import bootstrap, parameters, problem
 from stages.common.files import lock, write_csv, write_json
 from stages.common.problem import Problem
 from stages.common.scores import calibration_error, f1
@@ -30,13 +31,14 @@ def read(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, keep_default_na=False, dtype=dict.fromkeys(text, str))
 
 
-def score(predictions: pd.DataFrame) -> dict[str, float | int]:
-    """Macro and weighted F1, accuracy, calibration error and number of images.
+def score(predictions: pd.DataFrame) -> dict[str, Any]:
+    """Macro and weighted F1, accuracy, their 95 % intervals, calibration error and number of images.
 
     Args:
-        predictions: a table with the columns label, prediction and probability.
+        predictions: a table with the columns image, video, label, prediction and probability.
     """
     truth, predicted = predictions["label"].to_numpy(), predictions["prediction"].to_numpy()
+    intervals = bootstrap.intervals(predictions)
     return {
         "macro_f1": round(f1(truth, predicted, "macro"), 6),
         "weighted_f1": round(f1(truth, predicted, "weighted"), 6),
@@ -45,6 +47,8 @@ def score(predictions: pd.DataFrame) -> dict[str, float | int]:
             calibration_error(predictions["probability"].to_numpy(), truth == predicted), 6
         ),
         "test_images": len(predictions),
+        # Lists, which dvc metrics leaves out of its tables: few columns there.
+        **{f"{name}_interval": [round(end, 6) for end in ends] for name, ends in intervals.items()},
     }
 
 
@@ -70,10 +74,11 @@ def main() -> None:
     write_csv(LABELS, report(predictions, labels))
     write_csv(CONFUSION, predictions[["label", "prediction"]])
     write_json(METRICS, {"model": model, **scores})
-    print(
-        f"evaluate: {model}: macro F1 {scores['macro_f1']:.3f}, weighted F1 {scores['weighted_f1']:.3f}, "
-        f"accuracy {scores['accuracy']:.3f} on {scores['test_images']} test images"
+    shown = ", ".join(
+        "{} {:.3f} ({:.2f} to {:.2f})".format(text, scores[name], *scores[f"{name}_interval"])
+        for name, text in zip(bootstrap.METRICS, ("macro F1", "weighted F1", "accuracy"), strict=True)
     )
+    print(f"evaluate: {model}: {shown} on {scores['test_images']} test images; in brackets 95 % intervals")
 
 
 if __name__ == "__main__":

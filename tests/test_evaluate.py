@@ -9,12 +9,18 @@ import pytest
 from sklearn.metrics import f1_score
 
 from stages import evaluate, report
+from stages.common import bootstrap
+
+
+def predictions(truth: list[str], predicted: list[str]) -> pd.DataFrame:
+    images = [str(number) for number in range(len(truth))]
+    return pd.DataFrame({"image": images, "video": images, "label": truth, "prediction": predicted, "probability": 0.5})
 
 
 def test_scores_of_a_hand_made_case() -> None:
     truth = ["a"] * 6 + ["b"] * 3 + ["c"]
     predicted = ["a"] * 5 + ["b"] + ["b"] * 2 + ["a"] + ["d"]
-    scores = evaluate.score(pd.DataFrame({"label": truth, "prediction": predicted, "probability": 0.5}))
+    scores = evaluate.score(predictions(truth, predicted))
     a, b, c = 10 / 12, 4 / 6, 0.0
     assert scores["macro_f1"] == pytest.approx((a + b + c) / 3, abs=1e-6)
     assert scores["weighted_f1"] == pytest.approx((6 * a + 3 * b + 1 * c) / 10, abs=1e-6)
@@ -46,7 +52,7 @@ def test_the_report_has_every_label_by_support() -> None:
     ],
 )
 def test_scores_of_odd_cases_are_defined(truth: list[str], predicted: list[str], macro: float, weighted: float) -> None:
-    scores = evaluate.score(pd.DataFrame({"label": truth, "prediction": predicted, "probability": 0.5}))
+    scores = evaluate.score(predictions(truth, predicted))
     assert scores["macro_f1"] == pytest.approx(macro, abs=1e-6)
     assert scores["weighted_f1"] == pytest.approx(weighted, abs=1e-6)
     present = sorted(set(truth))
@@ -65,8 +71,8 @@ def test_evaluate_writes_what_follows_from_the_predictions(workspace: Path) -> N
         "1.jpg,1,a,a,0.7,0.7,0.3\n2.jpg,1,a,NA,0.6,0.4,0.6\n3.jpg,NA,NA,NA,0.9,0.1,0.9\n"
     )
     evaluate.main()
-    predictions = evaluate.read(path)
-    assert list(predictions["label"]) == ["a", "a", "NA"]
+    read = evaluate.read(path)
+    assert list(read["label"]) == ["a", "a", "NA"]
     metrics = json.loads(evaluate.METRICS.read_text())
     assert list(metrics) == [
         "model",
@@ -75,13 +81,14 @@ def test_evaluate_writes_what_follows_from_the_predictions(workspace: Path) -> N
         "accuracy",
         "expected_calibration_error",
         "test_images",
+        *(f"{metric}_interval" for metric in bootstrap.METRICS),
     ]
-    assert metrics == {"model": "scratch", **evaluate.score(predictions)}
+    assert metrics == {"model": "scratch", **evaluate.score(read)}
     assert metrics["accuracy"] == pytest.approx(2 / 3, abs=1e-6)
     table = pd.read_csv(evaluate.LABELS, keep_default_na=False)
     assert list(table.columns) == ["label", "precision", "recall", "f1", "support"]
     assert list(table["label"]) == ["a", "NA"]
-    assert pd.read_csv(evaluate.CONFUSION, keep_default_na=False).equals(predictions[["label", "prediction"]])
+    assert pd.read_csv(evaluate.CONFUSION, keep_default_na=False).equals(read[["label", "prediction"]])
 
 
 def test_a_label_may_be_named_as_a_column_is(workspace: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from stages.common import bootstrap
 from tests.conftest import TINY, Clone, make_clone
 
 pytestmark = pytest.mark.slow
@@ -67,6 +68,7 @@ def test_the_first_repro_leaves_metrics_plots_and_predictions(finished: Clone) -
         "accuracy",
         "expected_calibration_error",
         "test_images",
+        *(f"{metric}_interval" for metric in bootstrap.METRICS),
     ]
     training = finished.json("metrics/training.json")
     assert list(training) == [

@@ -1,0 +1,141 @@
+"""How sure a score is: bootstrap over videos, as frames of one video are not independent.
+
+Percentile intervals, expanded for few videos (Hesterberg, What teachers should know about the bootstrap, The American
+Statistician 2015), and stretched against the bias: a resample misses some rare labels, which moves macro F1. Without
+that 95 % intervals of macro F1 held the truth in 87 to 95 of 100 simulated test parts, with it in 92 to 97.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.special import ndtr, ndtri, stdtr, stdtrit
+
+METRICS = ("macro_f1", "weighted_f1", "accuracy")
+ALPHA = 0.05
+# Of 2,000 the ends move by a twentieth of the interval from one seed to another.
+RESAMPLES = 5000
+BLOCK = 500
+SEED = 0
+
+
+class Difference(NamedTuple):
+    """B's score less A's, its 95 % interval and the two-sided p-value of no difference."""
+
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+def intervals(predictions: pd.DataFrame) -> dict[str, tuple[float, float]]:
+    """The 95 % interval of each of `METRICS`, by resampling videos. The same for the same predictions.
+
+    Args:
+        predictions: a table with the columns label, prediction and video; an image without video is one of its own.
+
+    Returns:
+        Lower and upper end, 0 to 1. With one video nothing is known: 0 and 1.
+    """
+    counts = tally(predictions, _labels(predictions))
+    if len(counts) < 2:
+        return dict.fromkeys(METRICS, (0.0, 1.0))
+    low, high = _ends(scores(counts.sum(axis=0)), _resampled(counts), len(counts))
+    return {
+        name: (float(max(start, 0)), float(min(end, 1))) for name, start, end in zip(METRICS, low, high, strict=True)
+    }
+
+
+def differences(a: pd.DataFrame, b: pd.DataFrame) -> dict[str, Difference]:
+    """How much better B is than A on the same images, by resampling videos with both models' predictions (paired).
+
+    Args:
+        a: a table with the columns image, label, prediction and video.
+        b: the same images with the same labels and videos, in any order.
+
+    Raises:
+        ValueError: the images, their labels or their videos are not the same.
+    """
+    a, b = (table.sort_values("image").reset_index(drop=True) for table in (a, b))
+    same = ["image", "label", "video"]
+    if not a[same].equals(b[same]):
+        raise ValueError("a and b are predictions of different test parts")
+    labels = sorted({*_labels(a), *_labels(b)})
+    counts = np.stack([tally(a, labels), tally(b, labels)], axis=1)
+    both = scores(counts.sum(axis=0))
+    observed = both[1] - both[0]
+    videos = len(counts)
+    if videos < 2:
+        return {name: Difference(float(value), -1.0, 1.0, 1.0) for name, value in zip(METRICS, observed, strict=True)}
+    resampled = _resampled(counts)
+    resampled = resampled[:, 1] - resampled[:, 0]
+    low, high = _ends(observed, resampled, videos)
+    return {
+        name: Difference(*map(float, values))
+        for name, *values in zip(METRICS, observed, low, high, _p(observed, resampled, videos), strict=True)
+    }
+
+
+def _labels(predictions: pd.DataFrame) -> list[str]:
+    return sorted({*predictions["label"], *predictions["prediction"]})
+
+
+def tally(predictions: pd.DataFrame, labels: list[str]) -> np.ndarray:
+    """Images of each video that are rightly predicted, that are, and that are predicted as each label.
+
+    Returns:
+        (videos, 3, labels) float64.
+    """
+    own = predictions["video"].where(predictions["video"] != "", "image " + predictions["image"])
+    videos, names = pd.factorize(own, sort=True)  # the same draws in any order of the rows
+    places = {label: place for place, label in enumerate(labels)}
+    truth = predictions["label"].map(places).to_numpy()
+    predicted = predictions["prediction"].map(places).to_numpy()
+    counts = np.zeros((len(names), 3, len(labels)))
+    np.add.at(counts[:, 0], (videos, truth), truth == predicted)
+    np.add.at(counts[:, 1], (videos, truth), 1)
+    np.add.at(counts[:, 2], (videos, predicted), 1)
+    return counts
+
+
+def scores(counts: np.ndarray) -> np.ndarray:
+    """`METRICS` of counts as `tally` makes them, as stages/common/scores.py defines them: (..., 3, labels) to (..., 3)."""
+    right, images, predicted = counts[..., 0, :], counts[..., 1, :], counts[..., 2, :]
+    f1 = 2 * right / np.maximum(images + predicted, 1)
+    total = images.sum(axis=-1)
+    macro = (f1 * (images > 0)).sum(axis=-1) / (images > 0).sum(axis=-1)
+    values: np.ndarray = np.stack([macro, (f1 * images).sum(axis=-1) / total, right.sum(axis=-1) / total], axis=-1)
+    return values
+
+
+def _resampled(counts: np.ndarray) -> np.ndarray:
+    """Scores of `RESAMPLES` test parts of as many videos, drawn with replacement: (RESAMPLES, ..., 3)."""
+    generator = np.random.default_rng(SEED)
+    videos, flat = len(counts), counts.reshape(len(counts), -1)
+    blocks = []
+    for _ in range(RESAMPLES // BLOCK):
+        drawn = generator.integers(videos, size=(BLOCK, videos)) + videos * np.arange(BLOCK)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=BLOCK * videos).reshape(BLOCK, videos)
+        blocks.append(scores((times @ flat).reshape(BLOCK, *counts.shape[1:])))
+    return np.concatenate(blocks)
+
+
+def _stretch(observed: np.ndarray, resampled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What the lower and the upper end are moved by: twice the bias, and only outwards."""
+    bias = resampled.mean(axis=0) - observed
+    return 2 * np.minimum(-bias, 0), 2 * np.maximum(-bias, 0)
+
+
+def _ends(observed: np.ndarray, resampled: np.ndarray, videos: int) -> tuple[np.ndarray, np.ndarray]:
+    tail = ndtr(stdtrit(videos - 1, ALPHA / 2) * np.sqrt(videos / (videos - 1)))
+    down, up = _stretch(observed, resampled)
+    return np.quantile(resampled, tail, axis=0) + down, np.quantile(resampled, 1 - tail, axis=0) + up
+
+
+def _p(observed: np.ndarray, resampled: np.ndarray, videos: int) -> np.ndarray:
+    """Twice the tail at which the interval of `_ends` would begin at 0: under 0.05 where 0 is outside."""
+    down, up = _stretch(observed, resampled)
+    below, above = (resampled + down <= 0).sum(axis=0), (resampled + up >= 0).sum(axis=0)
+    tail = (np.minimum(below, above) + 1) / (len(resampled) + 1)
+    values: np.ndarray = 2 * stdtr(videos - 1, ndtri(np.minimum(tail, 0.5)) * np.sqrt((videos - 1) / videos))
+    return np.minimum(values, 1)

@@ -1,0 +1,163 @@
+"""The intervals: that they hold the truth as often as they say, and that their scores are scikit-learn's."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import accuracy_score
+
+from stages.common import bootstrap
+from stages.common.scores import f1
+
+
+def draw(videos: int, labels: int, generator: np.random.Generator, accuracies: tuple[float, ...]) -> list[pd.DataFrame]:
+    """Predictions of several models on the same frames: each video has one label, its own number of frames and its own
+    difficulty, so that frames of one video are right or wrong together; rare labels are rare.
+    """
+    weights = 1 / np.arange(1, labels + 1) ** 0.8
+    weights /= weights.sum()
+    label = generator.choice(labels, videos, p=weights)
+    frames = generator.integers(1, 9, videos)
+    video = np.repeat(np.arange(videos), frames)
+    truth = label[video]
+    ease = generator.normal(0, 0.25, videos)[video] + 0.2 * np.cos(2 * truth)
+    tables = []
+    for accuracy in accuracies:
+        wrong = (truth + 1 + generator.choice(labels, videos, p=weights)[video]) % labels
+        right = generator.random(len(video)) < np.clip(accuracy + ease, 0.02, 0.98)
+        table = pd.DataFrame({"video": video.astype(str), "label": truth, "prediction": np.where(right, truth, wrong)})
+        table[["label", "prediction"]] = table[["label", "prediction"]].astype(str)
+        table.insert(0, "image", table.index.astype(str))
+        tables.append(table)
+    return tables
+
+
+def score(table: pd.DataFrame) -> np.ndarray:
+    labels = sorted({*table["label"], *table["prediction"]})
+    return bootstrap.scores(bootstrap.tally(table, labels).sum(axis=0))
+
+
+class Population:
+    """So many videos that their scores are what is expected of any test part."""
+
+    def __init__(self, table: pd.DataFrame) -> None:
+        self.scores = score(table)
+        labels = sorted(set(table["label"]))
+        right, images, predicted = bootstrap.tally(table, labels).sum(axis=0)
+        self.f1 = dict(zip(labels, 2 * right / (images + predicted), strict=True))
+
+    def expected(self, table: pd.DataFrame) -> np.ndarray:
+        """Macro F1 over the labels that the test part has, which is what its score is a mean of."""
+        return np.array([np.mean([self.f1[label] for label in set(table["label"])]), *self.scores[1:]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("videos", "labels"), [(25, 4), (40, 12), (150, 20), (400, 20)])
+def test_intervals_hold_the_truth_about_95_times_of_100(
+    videos: int, labels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 1000)
+    generator = np.random.default_rng(1)
+    population = Population(*draw(60_000, labels, generator, (0.55,)))
+    trials = 200
+    held = np.zeros(3)
+    for _ in range(trials):
+        (table,) = draw(videos, labels, generator, (0.55,))
+        truth = population.expected(table)
+        ends = np.array(list(bootstrap.intervals(table).values()))
+        held += (ends[:, 0] <= truth) & (truth <= ends[:, 1])
+    # 200 trials of 0.95 are within 0.90 and 0.99 nearly always
+    assert (held / trials > 0.89).all(), held / trials
+    assert (held / trials <= 0.995).all(), held / trials
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("videos", "labels"), [(40, 12), (150, 20)])
+def test_equal_models_differ_significantly_about_5_times_of_100_and_a_better_one_more_often(
+    videos: int, labels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 1000)
+    generator = np.random.default_rng(2)
+    trials = 200
+    found = {0.5: np.zeros(3), 0.7: np.zeros(3)}
+    for _ in range(trials):
+        a, equal, better = draw(videos, labels, generator, (0.5, 0.5, 0.7))
+        for accuracy, b in ((0.5, equal), (0.7, better)):
+            result = bootstrap.differences(a, b).values()
+            found[accuracy] += [values.p < bootstrap.ALPHA for values in result]
+            for values in result:
+                assert (values.p < bootstrap.ALPHA) == (values.low > 0 or values.high < 0) or abs(
+                    values.p - bootstrap.ALPHA
+                ) < 0.01
+    assert (found[0.5] / trials < 0.1).all(), found
+    assert (found[0.7] / trials > 0.5).all(), found
+
+
+def test_scores_are_scikit_learns() -> None:
+    (table,) = draw(30, 8, np.random.default_rng(3), (0.5,))
+    truth, predicted = table["label"].to_numpy(), table["prediction"].to_numpy()
+    theirs = [f1(truth, predicted, "macro"), f1(truth, predicted, "weighted"), accuracy_score(truth, predicted)]
+    assert score(table) == pytest.approx(theirs)
+
+
+def test_frames_of_one_video_count_as_one() -> None:
+    """Twenty frames a video of which all are right or all are wrong say no more than one frame a video."""
+    generator = np.random.default_rng(4)
+    right = generator.random(50) < 0.6
+    label = np.where(np.arange(50) % 2, "a", "b")
+    one = pd.DataFrame(
+        {"image": np.arange(50).astype(str), "video": np.arange(50).astype(str), "label": label, "prediction": "c"}
+    )
+    one.loc[right, "prediction"] = one.loc[right, "label"]
+    many = pd.concat([one.assign(image=one["image"] + f"_{frame}") for frame in range(20)])
+    apart = bootstrap.intervals(many.assign(video=many["image"]))
+    together = bootstrap.intervals(many)
+    for name, (low, high) in bootstrap.intervals(one).items():
+        assert together[name] == pytest.approx((low, high))
+        assert apart[name][1] - apart[name][0] < (high - low) / 3
+
+
+def test_the_same_predictions_have_the_same_interval_in_any_order() -> None:
+    a, b = draw(30, 8, np.random.default_rng(5), (0.4, 0.6))
+    shuffled = b.sample(frac=1, random_state=1)
+    assert bootstrap.intervals(shuffled) == bootstrap.intervals(b)
+    assert bootstrap.differences(a, shuffled) == bootstrap.differences(a, b)
+    there, back = bootstrap.differences(a, b), bootstrap.differences(b, a)
+    for name in bootstrap.METRICS:
+        assert there[name].difference == pytest.approx(-back[name].difference)
+        assert (there[name].low, there[name].high) == pytest.approx((-back[name].high, -back[name].low))
+        assert there[name].p == pytest.approx(back[name].p)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [("1", "v", "a", "a")],
+        [("1", "v", "a", "a"), ("2", "v", "b", "a")],
+        [("1", "", "a", "a"), ("2", "", "b", "a")],
+        [("1", "v", "a", "x"), ("2", "w", "b", "y")],
+        [("1", "v", "a", "a"), ("2", "w", "b", "b")],
+    ],
+)
+def test_the_smallest_test_parts_have_an_interval_within_0_and_1(rows: list[tuple[str, ...]]) -> None:
+    table = pd.DataFrame(rows, columns=["image", "video", "label", "prediction"])
+    observed = score(table)
+    for (low, high), value in zip(bootstrap.intervals(table).values(), observed, strict=True):
+        assert 0 <= low <= value <= high <= 1
+    for values in bootstrap.differences(table, table).values():
+        assert values.difference == 0
+        assert values.p == 1
+        assert values.low <= 0 <= values.high
+
+
+def test_images_without_a_video_are_each_their_own() -> None:
+    (table,) = draw(20, 4, np.random.default_rng(6), (0.5,))
+    assert len(bootstrap.tally(table.assign(video=""), sorted({*table["label"], *table["prediction"]}))) == len(table)
+
+
+@pytest.mark.parametrize("change", [{"label": "other"}, {"video": "other"}, {"image": "other.jpg"}])
+def test_different_test_parts_are_refused(change: dict[str, Any]) -> None:
+    a, b = draw(10, 4, np.random.default_rng(7), (0.5, 0.5))
+    with pytest.raises(ValueError, match="different test parts"):
+        bootstrap.differences(a, b.assign(**change))

@@ -1,0 +1,262 @@
+"""Comparing revisions: in a real repository of git and DVC, with cache, remote and neither."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from stages import compare, evaluate
+from stages.common import bootstrap
+from stages.common.problem import Problem
+from tests.conftest import ROOT, Clone
+
+LABELS = ["biking", "running", "sports"]
+
+
+def predictions(accuracy: float, images: int = 60, labels: list[str] = LABELS, first: int = 0) -> pd.DataFrame:
+    """So many images, three a video, of which the first part is right."""
+    names = [f"{number:03d}.jpg" for number in range(first, first + images)]
+    truth = [labels[number // 3 % len(labels)] for number in range(first, first + images)]
+    # 7 shares no factor with 60: right and wrong images are spread over videos and labels
+    right = {number * 7 % images for number in range(round(accuracy * images))}
+    wrong = {label: labels[(place + 1) % len(labels)] for place, label in enumerate(labels)}
+    return pd.DataFrame(
+        {
+            "image": names,
+            "video": [str(number // 3) for number in range(first, first + images)],
+            "label": truth,
+            "prediction": [label if number in right else wrong[label] for number, label in enumerate(truth)],
+            "probability": [0.5 + number / 1000 for number in range(images)],
+        }
+    )
+
+
+class Repository(Clone):
+    """A repository with one stage whose outputs are what the pipeline's have: committed without running anything."""
+
+    def commit(self, name: str, table: pd.DataFrame, model: str = "scratch", seconds: float = 10.0) -> None:
+        path = self.path / f"models/{model}/predictions.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)  # a link into the cache
+        table.to_csv(path, index=False)
+        scores = {"model": model, **evaluate.score(table)}
+        training = {"model": model, "seconds": seconds, "parameters": 1000}
+        for folder in ("metrics", "plots"):
+            (self.path / folder).mkdir(exist_ok=True)
+        (self.path / "metrics/evaluation.json").write_text(json.dumps(scores))
+        (self.path / "metrics/training.json").write_text(json.dumps(training))
+        labels = sorted({*table["label"], *table["prediction"]})
+        evaluate.report(table, labels).to_csv(self.path / "plots/labels.csv", index=False)
+        (self.path / "dvc.yaml").write_text(
+            f"stages: {{infer: {{cmd: 'false', outs: [models/{model}/predictions.csv]}}}}"
+        )
+        self.run("dvc", "commit", "--force", "--quiet")
+        self.run("git", "add", "-A")
+        self.run("git", "commit", "-q", "--allow-empty", "-m", name)
+        self.run("git", "tag", name)
+
+    def compare(self, *arguments: str, ok: bool = True) -> str:
+        return self.run(sys.executable, "-m", "stages.compare", *arguments, ok=ok, PYTHONPATH=str(ROOT))
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Repository:
+    repository = Repository(tmp_path)
+    for command in (
+        ["git", "init", "-q"],
+        ["git", "config", "user.name", "Test"],
+        ["git", "config", "user.email", "test@example.org"],
+        ["dvc", "init", "-q"],
+    ):
+        repository.run(*command)
+    repository.commit("old", predictions(0.5))
+    repository.commit("new", predictions(0.9), model="vgg16", seconds=25.5)
+    return repository
+
+
+def test_two_revisions_with_everything_that_changed(repository: Repository) -> None:
+    shown = repository.compare("old", "new")
+    lines = {line.split("  ")[0].strip(): line for line in shown.splitlines() if line.strip()}
+    assert "A is old (scratch), B is new (vgg16)." in shown
+    assert "Both on the same 60 test images of 20 videos." in shown
+    assert lines["accuracy"].split()[1:4] == ["0.500", "0.900", "+0.400"]
+    assert lines["training seconds"].split()[2:] == ["10.0", "25.5", "+15.5"]
+    assert lines["parameters"].split()[1:] == ["1,000", "1,000", "+0"]
+    found = bootstrap.differences(predictions(0.5), predictions(0.9))["macro_f1"]
+    assert f"{found.low:+.3f} to {found.high:+.3f}" in lines["macro F1"]
+    assert "Macro F1 is better by more than chance explains" in shown
+    assert "Labels that gained most" in shown
+    assert "Labels that lost most" not in shown
+    assert "30 right in both, 0 in A alone, 24 in B alone, 6 in neither" in shown
+    assert "20 of the 24 images on which they disagree" in shown
+    assert "Traceback" not in shown
+    every = repository.compare("old", "new", "--all")
+    assert "The 24 images on which they disagree" in every
+    assert sum(".jpg" in line for line in every.splitlines()) == 24
+    back = repository.compare("new", "old")
+    assert "Macro F1 is worse by more than chance explains" in back
+    assert "Labels that lost most" in back
+
+
+def test_head_and_the_workspace_are_the_default_and_nothing_is_touched(repository: Repository) -> None:
+    shown = repository.compare()
+    assert "A is HEAD (vgg16), B is workspace (vgg16)." in shown
+    assert "They agree on every one." in shown
+    before = state(repository.path)
+    repository.compare("old", "HEAD~1")
+    assert state(repository.path) == before
+    repository.run("git", "checkout", "-q", "old")
+    (repository.path / "models/vgg16/predictions.csv").unlink()
+    assert "B is workspace (scratch)" in repository.compare("new")
+
+
+def state(folder: Path) -> dict[str, bytes]:
+    """What the workspace holds; git's and DVC's own folders apart."""
+    return {
+        str(path): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not {".git", ".dvc"} & set(path.relative_to(folder).parts)
+    }
+
+
+def test_a_difference_within_chance_is_called_that(repository: Repository) -> None:
+    repository.commit("newer", predictions(0.92), model="vgg16")
+    shown = repository.compare("new", "newer")
+    assert "which may be chance" in shown
+    assert "p < 0.001" not in shown
+
+
+def test_predictions_come_from_a_remote_when_the_cache_is_gone(repository: Repository, tmp_path: Path) -> None:
+    whole = repository.compare("old", "new")
+    remote = tmp_path.parent / f"{tmp_path.name}-remote"
+    repository.run("dvc", "remote", "add", "-d", "here", str(remote))
+    for name in ("old", "new"):
+        repository.run("git", "checkout", "-q", name)
+        repository.run("dvc", "push")
+    shutil.rmtree(repository.path / ".dvc/cache")
+    assert repository.compare("old", "new") == whole
+    for folder in (repository.path / ".dvc/cache", remote):
+        shutil.rmtree(folder)
+    without = repository.compare("old", "new")
+    for name, model in (("old", "scratch"), ("new", "vgg16")):
+        assert f"the predictions of {name} can't be had: models/{model}/predictions.csv" in without
+    assert without.count("neither in DVC's cache nor in the remote") == 2
+    assert "p" not in without.splitlines()[6].split()
+    assert "+0.400" in without
+    assert "Labels that gained most" in without
+    assert "Traceback" not in without
+    assert "chance" not in without
+    repository.run("dvc", "remote", "remove", "here")
+    assert "no remote has it (" in repository.compare("old", "new")
+
+
+def test_other_splits_are_said_and_not_tested(repository: Repository) -> None:
+    repository.commit("other", predictions(0.8, first=30), model="vgg16")
+    shown = repository.compare("new", "other")
+    assert "the test parts differ (60 images in A, 60 in B, 30 of them the same with the same label)" in shown
+    assert "chance" not in shown
+    assert "95 %" not in shown
+    assert "Of 30 images that both have" in shown
+    repository.commit("smaller", predictions(0.9, images=30), model="vgg16")
+    assert "60 images in A, 30 in B, 30 of them" in repository.compare("new", "smaller")
+
+
+def test_other_labels_are_named(repository: Repository) -> None:
+    repository.commit("two", predictions(0.9, labels=["biking", "running"]))
+    shown = repository.compare("new", "two")
+    assert "Labels of A alone: sports." in shown
+    assert "Labels of B alone" not in shown
+    repository.commit("others", predictions(0.5, labels=["x", "y"]))
+    assert "Labels of B alone: x, y." in repository.compare("new", "others")
+
+
+def test_a_label_that_is_predicted_and_never_occurs(repository: Repository) -> None:
+    table = predictions(0.9)
+    table.loc[table["label"] == "sports", "prediction"] = "never there"
+    repository.commit("odd", table)
+    shown = repository.compare("new", "odd")
+    assert "Both on the same 60" in shown
+    assert "Labels of B alone: never there." in shown
+    lost = next(line for line in shown.splitlines() if line.startswith("sports"))
+    assert lost.split()[3] == "0.000"
+
+
+def test_an_experiments_name_is_a_revision(repository: Repository) -> None:
+    repository.commit("third", predictions(0.7))
+    head = repository.run("git", "rev-parse", "HEAD").strip()
+    base = repository.run("git", "rev-parse", "HEAD~1").strip()
+    repository.run("git", "update-ref", f"refs/exps/{base[:2]}/{base[2:]}/brave-name", head)
+    repository.run("git", "reset", "-q", "--hard", "HEAD~1")
+    assert "B is brave-name (scratch)" in repository.compare("HEAD", "brave-name")
+
+
+def test_markdown_is_a_table_in_which_names_are_data(repository: Repository) -> None:
+    table = predictions(0.5, labels=["a|b", "<img src=x>", "@everyone [x](http://example.org)"])
+    repository.commit("hostile", table)
+    better = predictions(0.9, labels=["a|b", "<img src=x>", "@everyone [x](http://example.org)"])
+    repository.commit("worse", better)
+    shown = repository.compare("hostile", "worse", "--md")
+    assert "| macro F1 " in shown
+    assert "<details><summary>" in shown
+    assert "a\\|b" in shown
+    assert "<img" not in shown.replace("\\<img", "")
+    assert "@everyone" not in shown
+    assert "](http" not in shown.replace("\\]", "")
+    rows = [line for line in shown.splitlines() if line.startswith("|")]
+    assert all(len(row.replace("\\|", "").split("|")) in (6, 7, 8) for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["nowhere"], "error: nowhere is no revision; expected a branch, tag, commit or experiment"),
+        (["new", "HEAD~9"], "error: HEAD~9 is no revision"),
+        (["first"], "error: first has no metrics/evaluation.json"),
+        (["broken"], "error: broken: its metrics or plots/labels.csv are not as dvc repro writes them"),
+        (["mixed"], "error: mixed: metrics/evaluation.json is not of models/vgg16/predictions.csv"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line(repository: Repository, arguments: list[str], line: str) -> None:
+    tree = repository.run("git", "hash-object", "-t", "tree", "/dev/null").strip()
+    empty = repository.run("git", "commit-tree", "-m", "empty", tree).strip()
+    repository.run("git", "tag", "first", empty)
+    scores = repository.path / "metrics/evaluation.json"
+    for name, text in (
+        ("broken", "{}"),
+        ("mixed", scores.read_text().replace('"accuracy": 0.9', '"accuracy": 0.8')),
+    ):
+        scores.write_text(text)
+        repository.run("git", "commit", "-qam", name)
+        repository.run("git", "tag", name)
+    shown = repository.compare(*arguments, ok=False)
+    assert line in shown
+    assert len(shown.strip().splitlines()) == 1
+
+
+def test_outside_a_repository_is_one_line(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "stages.compare"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: no DVC repository here")
+    assert len(ended.stderr.strip().splitlines()) == 1
+
+
+def test_predictions_that_are_not_a_table_are_a_problem() -> None:
+    files = {
+        compare.EVALUATION: json.dumps({"model": "scratch", **evaluate.score(predictions(0.5))}),
+        compare.TRAINING: "{}",
+        compare.LABELS: "label,f1,support\na,1,1\n",
+        "models/scratch/predictions.csv": "image,video\n1,2\n",
+    }
+    with pytest.raises(Problem, match="predictions.csv is not as dvc repro writes it"):
+        compare.result("there", files.__getitem__)
