@@ -33,12 +33,13 @@ from sklearn.preprocessing import StandardScaler
 from stages import annotate, chunked_resize, features, train
 from stages.common import batches, chunks, fitting, layout, networks, parameters, problem, workers
 from stages.common.backend import keras
+from stages.common.calibration import calibration_error
 from stages.common.decoding import decode
 from stages.common.files import write_csv
 from stages.common.imbalance import Loss, make_loss
 from stages.common.parameters import Pretrained
 from stages.common.saving import save
-from stages.common.scores import calibration_error, f1
+from stages.common.scores import f1
 
 MODEL = "mobilenetv2"
 LAST_LAYER = "out_relu"  # of the backbone

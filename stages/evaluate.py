@@ -8,9 +8,10 @@ import pandas as pd
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 from stages.common import bootstrap, parameters, problem
+from stages.common.calibration import calibration_error
 from stages.common.files import lock, write_csv, write_json
 from stages.common.problem import Problem
-from stages.common.scores import calibration_error, f1
+from stages.common.scores import f1
 
 PREDICTIONS = "models/{}/predictions.csv"
 COLUMNS = ["image", "video", "label", "prediction", "probability"]

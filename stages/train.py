@@ -16,6 +16,7 @@ from stages.common.batches import Part
 from stages.common.chunks import Rows
 from stages.common.files import lock, write_csv, write_json
 from stages.common.fitting import Log, Phase, fit
+from stages.common.live import live
 from stages.common.parameters import MODELS, Pretrained, Scratch
 from stages.common.parts import choose, labels_of, read_split
 from stages.common.problem import Problem
@@ -151,6 +152,7 @@ def main() -> None:
     name = sys.argv[1]
     log = Log(f"train-{name}")
     with lock(log.stage):
+        log.show = live()
         print(f"{log.stage}: on {device()}")
         _run(name, getattr(values, name), values.seed, log)
 

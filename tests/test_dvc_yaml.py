@@ -12,7 +12,7 @@ import yaml
 from tests.conftest import ROOT
 
 # Only check, write, report: they change no output.
-PLUMBING = {"backend", "files", "parameters", "problem", "progress", "resuming", "workers"}
+PLUMBING = {"backend", "files", "live", "parameters", "problem", "progress", "resuming", "workers"}
 
 
 def stages() -> dict[str, dict[str, Any]]:

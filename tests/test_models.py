@@ -20,12 +20,13 @@ from stages import features, train
 from stages.common import chunks, fitting, networks, saving
 from stages.common.backend import device, keras
 from stages.common.batches import Batches, Part, Shuffle, augment
+from stages.common.calibration import calibration_error
 from stages.common.chunks import Rows
 from stages.common.fitting import Log
 from stages.common.imbalance import class_weights, make_loss
 from stages.common.parameters import Pretrained, Scratch
 from stages.common.problem import Problem
-from stages.common.scores import calibration_error, f1
+from stages.common.scores import f1
 from tests.conftest import ROOT
 
 EXAMPLES = np.random.default_rng(0).integers(0, 255, (8, 72, 72, 3), dtype=np.uint8)

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ class Log:
     """What was seen: one row an epoch of all phases so far, and the figures that depend on the machine."""
 
     stage: str
+    show: Callable[[dict[str, Any]], None] = lambda row: None  # is called with each row at once
     epochs: list[dict[str, Any]] = field(default_factory=list)
     images: int = 0
     seconds: float = 0.0
@@ -93,6 +95,8 @@ def fit(
     run, best_weights = _Run(least), model.get_weights()
     if checkpoint.exists():
         run, best_weights = _restore(model, checkpoint)
+        for row in run.epochs:
+            log.show(row)
         print(f"{log.stage}: going on after epoch {run.epochs[-1]['epoch']} ({phase.name})")
     first, done = len(log.epochs), len(run.epochs)
     steps = -(-len(train.names) // phase.batch_size)
@@ -109,6 +113,7 @@ def fit(
                 )
             better = validation is None or row["validation_macro_f1"] > run.best
             bar.write(_line(log.stage, row, better))
+            log.show(row)
             run.epochs.append(row)
             run.since = 0 if better else run.since + 1
             if better:

@@ -1,4 +1,4 @@
-"""Scores of predictions: F1, by scikit-learn, and calibration."""
+"""F1, by scikit-learn."""
 
 from collections.abc import Sequence
 
@@ -18,20 +18,3 @@ def f1(truth: Sequence[str] | np.ndarray, predictions: Sequence[str] | np.ndarra
         average: macro (mean over labels) or weighted (by the labels' images).
     """
     return float(f1_score(truth, predictions, labels=np.unique(truth), average=average, zero_division=0))
-
-
-def calibration_error(probabilities: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
-    """Expected calibration error (Guo et al., On calibration of modern neural networks, ICML 2017).
-
-    How far, on average over the images, the probability of the predicted label is from the fraction of right
-    predictions among the images with about that probability. Few images a bin make it larger: it is biased upwards.
-
-    Args:
-        probabilities: of the predicted labels, (n,) float, 0 to 1.
-        right: whether the prediction was right, (n,) bool.
-        bins: number of intervals of equal width.
-    """
-    places = np.clip(np.ceil(probabilities * bins).astype(int) - 1, 0, bins - 1)
-    images = np.bincount(places, minlength=bins)
-    gaps = np.bincount(places, right, bins) - np.bincount(places, probabilities, bins)
-    return float(np.abs(gaps).sum() / images.sum())

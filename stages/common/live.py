@@ -1,0 +1,23 @@
+"""Curves to watch while a model trains: DVCLive's files, which `dvc plots show` and VS Code draw."""
+
+from collections.abc import Callable
+from typing import Any
+
+FOLDER = "dvclive"
+
+
+def live() -> Callable[[dict[str, Any]], None]:
+    """What takes one row an epoch, as fitting's log has it, and shows it at once; what an earlier run showed is removed."""
+    from dvclive import Live
+
+    # No experiment and no dvc.yaml of its own: this runs in a stage, and dvc.yaml names the files.
+    shown = Live(FOLDER, save_dvc_exp=False, dvcyaml=None)
+
+    def show(row: dict[str, Any]) -> None:
+        shown.step = row["epoch"]
+        for name, value in row.items():
+            if isinstance(value, float):
+                shown.log_metric(name, value)
+        shown.make_summary()
+
+    return show
