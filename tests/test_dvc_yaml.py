@@ -44,6 +44,7 @@ def test_a_stage_depends_on_exactly_the_code_that_it_runs(name: str) -> None:
     module = stage["cmd"].split()[2]
     needed = {path.replace(".", "/") + ".py" for path in imported(module, set())}
     needed -= {f"stages/common/{plumbing}.py" for plumbing in PLUMBING}
+    needed |= {path.replace(".py", ".html") for path in needed if (ROOT / path).with_suffix(".html").exists()}
     if name == "params":
         needed.add("stages/common/parameters.py")
     if name == "mpii":

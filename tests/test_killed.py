@@ -69,7 +69,7 @@ def counted_replace(*paths):
     count()
 os.fsync, os.replace = counted_fsync, counted_replace
 """
-STATES_TIME = re.compile(r"timing|training\.json")
+STATES_TIME = re.compile(r"timing|training\.json|report\.html")
 
 
 def outs(stage: str) -> list[Path]:

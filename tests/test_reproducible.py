@@ -18,6 +18,7 @@ STATE_TIME = (
     "models/{}/timing/train.json",
     "models/{}/timing/features.json",
     "metrics/training.json",
+    "plots/report.html",
 )
 
 

@@ -137,5 +137,6 @@ def _p(observed: np.ndarray, resampled: np.ndarray, videos: int) -> np.ndarray:
     down, up = _stretch(observed, resampled)
     below, above = (resampled + down <= 0).sum(axis=0), (resampled + up >= 0).sum(axis=0)
     tail = (np.minimum(below, above) + 1) / (len(resampled) + 1)
-    values: np.ndarray = 2 * stdtr(videos - 1, ndtri(np.minimum(tail, 0.5)) * np.sqrt((videos - 1) / videos))
-    return np.minimum(values, 1)
+    quantile = ndtri(np.minimum(tail, 0.5)) * np.sqrt((videos - 1) / videos)
+    values: np.ndarray = np.minimum(2 * stdtr(videos - 1, quantile), 1)
+    return values
