@@ -63,7 +63,13 @@ def _json(path: Path) -> Any:
 
 
 def _parameters(values: parameters.Parameters) -> dict[str, Any]:
-    chosen = {key: getattr(values, key) for key in ("data", "target", "model", "weights", "seed")}
+    chosen = {
+        "data": values.data,
+        "target": values.target,
+        "model": values.model,
+        "weights": values.weights,
+        "seed": values.seed,
+    }
     sections = {"split": values.split, "resize": values.resize, values.model: getattr(values, values.model)}
     return chosen | {name: section.model_dump() for name, section in sections.items()}
 
