@@ -19,13 +19,13 @@ CURVES = Path("plots/learning_curves.csv")
 PAGE = Path("plots/report.html")
 
 
-def training(model: str, train: dict[str, Any], features: dict[str, Any]) -> dict[str, Any]:
-    """What training cost.
+def training(train: dict[str, Any], features: dict[str, Any], validation: dict[str, Any]) -> dict[str, Any]:
+    """What training cost, and led to.
 
     Args:
-        model: its name.
         train: what the train stage measured.
         features: what the features stage measured, empty where the model has none.
+        validation: the best epoch and its macro F1 on the validation images.
 
     Returns:
         `seconds` counts the frozen backbone's one pass over the images and all epochs, start-up apart;
@@ -33,13 +33,13 @@ def training(model: str, train: dict[str, Any], features: dict[str, Any]) -> dic
     """
     seconds, epochs = train["seconds"], train["epochs"]
     return {
-        "model": model,
         "seconds": round(seconds + features.get("seconds", 0), 1),
         "seconds_per_epoch": round(seconds / epochs, 2),
         "epochs": epochs,
         "images_per_second": round(train["images"] / seconds, 1) if seconds else 0.0,
         "parameters": train["parameters"],
         "device": train["device"],
+        **validation,
     }
 
 
@@ -82,7 +82,8 @@ def main() -> None:
     stages = {path.stem: _json(path) for path in sorted(timing.glob("*.json"))}
     if "train" not in stages:
         raise Problem(f"{timing} holds no train.json; run dvc repro to train {model}")
-    cost = training(model, stages["train"], stages.get("features", {}))
+    validation = _json(Path(f"models/{model}/validation.json"))
+    cost = training(stages["train"], stages.get("features", {}), validation)
     split = read_split()
     counts = split.loc[split["part"] == "train", "label"].value_counts()
     text = dict.fromkeys(("image", "video", "label", "prediction"), str)

@@ -28,7 +28,7 @@ FEATURES = Path("data/features")
 MODEL = "models/{}/model.keras"
 TIMING = "models/{}/timing/train.json"
 CURVES = "plots/train-{}.csv"
-METRICS = "metrics/train-{}.json"
+VALIDATION = "models/{}/validation.json"
 BLOCK = 512  # rows in memory at a time
 
 
@@ -174,9 +174,7 @@ def _run(name: str, section: Scratch | Pretrained, seed: int, log: Log) -> None:
         curves = pd.DataFrame(log.epochs).dropna(subset="validation_macro_f1")
         write_csv(Path(CURVES.format(name)), curves.round(6))
         best_epoch = int(np.argmax(curves["validation_macro_f1"])) + 1
-        write_json(
-            Path(METRICS.format(name)), {name: {"validation_macro_f1": round(best, 6), "best_epoch": best_epoch}}
-        )
+        write_json(Path(VALIDATION.format(name)), {"validation_macro_f1": round(best, 6), "best_epoch": best_epoch})
         timing = {
             "seconds": round(log.seconds, 1),
             "epochs": len(log.epochs),

@@ -102,13 +102,14 @@ def test_a_label_may_be_named_as_a_column_is(workspace: Path) -> None:
 
 def test_training_figures_count_the_backbones_pass() -> None:
     train = {"seconds": 20.0, "epochs": 4, "images": 400, "parameters": 9, "device": "CPU"}
-    assert report.training("vgg16", train, {"seconds": 100.0}) == {
-        "model": "vgg16",
+    validation = {"validation_macro_f1": 0.5, "best_epoch": 3}
+    assert report.training(train, {"seconds": 100.0}, validation) == {
         "seconds": 120.0,
         "seconds_per_epoch": 5.0,
         "epochs": 4,
         "images_per_second": 20.0,
         "parameters": 9,
         "device": "CPU",
+        **validation,
     }
-    assert report.training("scratch", train, {})["seconds"] == 20.0
+    assert report.training(train, {}, validation)["seconds"] == 20.0

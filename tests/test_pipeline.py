@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from stages.common import bootstrap
+from stages.common.parameters import MODELS
 from tests.conftest import TINY, Clone, make_clone
 
 pytestmark = pytest.mark.slow
@@ -72,15 +73,16 @@ def test_the_first_repro_leaves_metrics_plots_and_predictions(finished: Clone) -
     ]
     training = finished.json("metrics/training.json")
     assert list(training) == [
-        "model",
         "seconds",
         "seconds_per_epoch",
         "epochs",
         "images_per_second",
         "parameters",
         "device",
+        "validation_macro_f1",
+        "best_epoch",
     ]
-    assert evaluation["model"] == training["model"] == "scratch"
+    assert evaluation["model"] == "scratch"
     predictions = pd.read_csv(finished.path / "models/scratch/predictions.csv")
     assert len(predictions) == evaluation["test_images"] == finished.json("metrics/split.json")["test"]
     curves = pd.read_csv(finished.path / "plots/learning_curves.csv")
@@ -89,6 +91,19 @@ def test_the_first_repro_leaves_metrics_plots_and_predictions(finished: Clone) -
     assert {"plots/confusion.csv", "plots/labels.csv", "plots/learning_curves.csv"} <= set(
         after_warnings(shown)["data"]
     )
+
+
+def test_training_can_be_watched_and_the_models_are_artifacts(finished: Clone) -> None:
+    epochs = finished.json("metrics/training.json")["epochs"]
+    for name in ("loss", "accuracy", "validation_macro_f1"):
+        curve = pd.read_csv(finished.path / f"dvclive/plots/metrics/{name}.tsv", sep="\t")
+        assert list(curve["step"]) == list(range(1, epochs + 1))
+    target = "dvclive/plots/metrics/validation_macro_f1.tsv"
+    assert target in after_warnings(finished.run("dvc", "plots", "show", target, "-o", "/dev/null", "--json"))["data"]
+    code = "from dvc.repo import Repo; print(Repo().artifacts.read()['models/dvc.yaml'])"
+    shown = finished.run("python", "-c", code)
+    assert all(f"path='{model}/model.keras'" in shown for model in MODELS)
+    assert shown.count("type='model'") == len(MODELS)
 
 
 def test_git_holds_what_is_small_and_nothing_else(finished: Clone) -> None:
@@ -129,6 +144,14 @@ def test_an_experiment_trains_its_model_alone_and_is_restored_when_repeated(agai
     ]
     columns = again.run("dvc", "exp", "show", "--csv").splitlines()[0]
     assert all(column in columns for column in ("macro_f1", "weighted_f1", "seconds"))
+    # By its name, from DVC's cache; and on the page.
+    shown = again.run("python", "-m", "stages.compare", "HEAD", "first")
+    assert "A is HEAD (scratch), B is first (xception)." in shown
+    assert "95 % interval" in shown
+    assert "xception" in (again.path / "plots/report.html").read_text(encoding="utf-8")
+    plots = after_warnings(again.run("dvc", "plots", "diff", "HEAD", "-o", "/dev/null", "--json"))["data"]
+    for name in ("plots/confusion.csv", "plots/learning_curves.csv"):
+        assert {"HEAD", "workspace"} <= set(str(plots[name]).replace("'", " ").split())
 
 
 def test_a_head_parameter_runs_neither_the_backbone_nor_another_model(again: Clone) -> None:
@@ -168,6 +191,8 @@ def test_queued_experiments_on_two_workers(again: Clone) -> None:
     assert states == ["Success"] * 3, again.run("dvc", "queue", "status")
     shown = again.run("dvc", "exp", "show", "--csv")
     assert all(model in shown for model in ("scratch", "vgg16", "xception"))
+    shown = again.run("python", "-m", "stages.seeds")
+    assert {line.split()[0] for line in shown.splitlines()[2:]} == {"model=scratch", "model=vgg16", "model=xception"}
 
 
 def _states(clone: Clone) -> list[str]:

@@ -73,13 +73,14 @@ def results(labels: list[str] = HOSTILE, **changes: Any) -> page.Results:
         resize={"bad": 2},
         evaluation={"model": values["model"], **evaluate.score(table)},
         training={
-            "model": values["model"],
             "seconds": 12.3,
             "seconds_per_epoch": 4.1,
             "epochs": 3,
             "images_per_second": 150.0,
             "parameters": 1234,
             "device": "CPU",
+            "validation_macro_f1": 0.375,
+            "best_epoch": 3,
         },
         curves=pd.DataFrame(curves),
         labels=evaluate.report(table, labels),
@@ -209,6 +210,7 @@ def test_report_writes_the_page_and_refuses_a_model_that_was_not_trained(workspa
     train = {"seconds": 12.3, "epochs": 3, "images": 600, "parameters": 1234, "device": "CPU"}
     for name, content in (
         ("models/scratch/timing/train.json", train),
+        ("models/scratch/validation.json", {"validation_macro_f1": 0.375, "best_epoch": 3}),
         ("metrics/annotate.json", found.annotate),
         ("metrics/split.json", found.split),
         ("metrics/chunked-resize.json", found.resize),

@@ -151,7 +151,8 @@ def _training_line(cost: dict[str, Any]) -> str:
     return (
         f"{cost['seconds']:,.1f} seconds in all, the backbone's pass over the images included where there is one; "
         f"{cost['epochs']} epochs of {cost['seconds_per_epoch']:.2f} s, {cost['images_per_second']:,.0f} images a second, on "
-        f"{cost['device']}."
+        f"{cost['device']}. The best epoch was number {cost['best_epoch']}, with macro F1 {cost['validation_macro_f1']:.3f} on "
+        "the validation images."
     )
 
 
