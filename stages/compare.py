@@ -164,8 +164,11 @@ def _p(found: bootstrap.Difference) -> str:
 def _verdict(found: bootstrap.Difference) -> str:
     interval = f"95 % interval {found.low:+.3f} to {found.high:+.3f}, p {_p(found)}"
     if found.p >= bootstrap.ALPHA:
-        return f"Macro F1 changed by {found.difference:+.3f}, which may be chance ({interval})."
-    return f"Macro F1 is {'better' if found.difference > 0 else 'worse'} by more than chance explains ({interval})."
+        return f"Macro F1 changed by {found.difference:+.3f}, which the choice of test videos may explain ({interval})."
+    return (
+        f"Macro F1 is {'better' if found.difference > 0 else 'worse'} by more than the choice of test videos explains "
+        f"({interval}). What another seed would change is not in that: python -m stages.seeds."
+    )
 
 
 def _about_labels(a: Result, b: Result, out: Comparison) -> None:

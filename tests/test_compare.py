@@ -88,7 +88,7 @@ def test_two_revisions_with_everything_that_changed(repository: Repository) -> N
     assert lines["parameters"].split()[1:] == ["1,000", "1,000", "+0"]
     found = bootstrap.differences(predictions(0.5), predictions(0.9))["macro_f1"]
     assert f"{found.low:+.3f} to {found.high:+.3f}" in lines["macro F1"]
-    assert "Macro F1 is better by more than chance explains" in shown
+    assert "Macro F1 is better by more than the choice of test videos explains" in shown
     assert "Labels that gained most" in shown
     assert "Labels that lost most" not in shown
     assert "30 right in both, 0 in A alone, 24 in B alone, 6 in neither" in shown
@@ -98,7 +98,7 @@ def test_two_revisions_with_everything_that_changed(repository: Repository) -> N
     assert "The 24 images on which they disagree" in every
     assert sum(".jpg" in line for line in every.splitlines()) == 24
     back = repository.compare("new", "old")
-    assert "Macro F1 is worse by more than chance explains" in back
+    assert "Macro F1 is worse by more than the choice of test videos explains" in back
     assert "Labels that lost most" in back
 
 
@@ -126,7 +126,7 @@ def state(folder: Path) -> dict[str, bytes]:
 def test_a_difference_within_chance_is_called_that(repository: Repository) -> None:
     repository.commit("newer", predictions(0.92), model="vgg16")
     shown = repository.compare("new", "newer")
-    assert "which may be chance" in shown
+    assert "which the choice of test videos may explain" in shown
     assert "p < 0.001" not in shown
 
 
@@ -149,7 +149,7 @@ def test_predictions_come_from_a_remote_when_the_cache_is_gone(repository: Repos
     assert "+0.400" in without
     assert "Labels that gained most" in without
     assert "Traceback" not in without
-    assert "chance" not in without
+    assert "choice of test videos" not in without
     repository.run("dvc", "remote", "remove", "here")
     assert "no remote has it (" in repository.compare("old", "new")
 
@@ -158,7 +158,7 @@ def test_other_splits_are_said_and_not_tested(repository: Repository) -> None:
     repository.commit("other", predictions(0.8, first=30), model="vgg16")
     shown = repository.compare("new", "other")
     assert "the test parts differ (60 images in A, 60 in B, 30 of them the same with the same label)" in shown
-    assert "chance" not in shown
+    assert "choice of test videos" not in shown
     assert "95 %" not in shown
     assert "Of 30 images that both have" in shown
     repository.commit("smaller", predictions(0.9, images=30), model="vgg16")

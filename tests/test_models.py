@@ -367,6 +367,22 @@ def test_an_epochs_loss_and_accuracy_are_means_over_all_its_images(
     assert row["loss"] == pytest.approx(row["validation_loss"], rel=1e-4)
 
 
+def test_who_watches_a_resumed_training_sees_all_its_epochs(
+    pictures: tuple[Path, pd.DataFrame], tmp_path: Path
+) -> None:
+    rows = Rows(pictures[0], "pixels")
+    part = Part([f"{number}.jpg" for number in range(16)], np.arange(16) % 3)
+    for epochs in (2, 3):
+        keras.utils.set_random_seed(2)
+        seen: list[dict[str, Any]] = []
+        log = Log("train-scratch")
+        log.show = seen.append
+        phase = fitting.Phase("only", epochs, 9, 1e-3, 8, "none", 1, augment=False)
+        fitting.fit(networks.scratch(32, 1, [8], 0.0, 3), rows, (part, part), phase, log, tmp_path)
+        assert seen == log.epochs
+        assert [row["epoch"] for row in seen] == list(range(1, epochs + 1))
+
+
 def train_scratch(pictures: tuple[Path, pd.DataFrame], monkeypatch: pytest.MonkeyPatch, section: Scratch) -> Any:
     folder, split = pictures
     monkeypatch.setattr(train, "RESIZED", folder)

@@ -163,3 +163,16 @@ def _die(*arguments: object) -> None:
     import signal
 
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_who_has_seen_enough_ends_it_quietly() -> None:
+    code = "from stages.common import problem; problem.run(lambda: [print('x' * 1000) for _ in range(10_000)])"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait() == 1

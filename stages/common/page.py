@@ -116,10 +116,10 @@ def _scores(results: Results) -> dict[str, Any]:
         for (name, text), base_score in zip(TEXT.items(), base_scores, strict=True)
     ]
     found = bootstrap.differences(base, results.predictions)["macro_f1"]
-    clear = "more than chance explains" if found.p < bootstrap.ALPHA else "which may be chance"
+    clear = "more than" if found.p < bootstrap.ALPHA else "no more than"
     against = (
         f"Against always saying \u201c{results.majority}\u201d, the training part's most frequent label, macro F1 is "
-        f"{found.difference:+.3f}, {clear} (95 % interval {found.low:+.3f} to {found.high:+.3f}, by the same resampled videos)."
+        f"{found.difference:+.3f}, {clear} the choice of test videos explains (95 % interval {found.low:+.3f} to {found.high:+.3f})."
     )
     return {"scores": scores, "against": against}
 

@@ -30,6 +30,10 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(f"error: {' '.join(str(problem).split())}")
     except MemoryError:
         sys.exit("error: out of memory; lower the stage's sizes (params.yaml), or end other programs, then run again")
+    except BrokenPipeError:
+        # Whoever reads this, as `head` does, has seen enough. Nor must Python complain when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
         sys.exit(
             f"error: {error.filename or 'a file'}: {error.strerror or error}; expected a file that can be read and written"
