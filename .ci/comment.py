@@ -1,6 +1,8 @@
 """Put a report on a pull request, as one comment that is updated.
 
-    GITHUB_TOKEN=… GITHUB_REPOSITORY=owner/name HEAD=owner:branch HEAD_SHA=… python3 .ci/comment.py REPORT
+    GITHUB_TOKEN=… GITHUB_REPOSITORY=owner/name HEAD=owner:branch HEAD_SHA=… CONCLUSION=… RUN=… python3 .ci/comment.py REPORT
+
+CONCLUSION and RUN are the outcome and the address of the run that wrote the report. Where it wrote none, that is said.
 
 Runs with the right to write, so it runs no code of the pull request, and takes nothing of it but the report's text. It
 needs nothing that is not in Python.
@@ -17,7 +19,7 @@ from typing import Any
 
 MARK = "<!-- results of this pull request -->"
 BOT = "github-actions[bot]"
-LIMIT = 65_000  # GitHub takes 65,536 signs
+LIMIT = 64_000  # GitHub takes 65,536 signs
 PAGE = 100
 
 
@@ -41,10 +43,21 @@ def ask(method: str, path: str, body: dict[str, Any] | None = None) -> Any:
 
 
 def pull_request(repository: str, head: str, sha: str) -> int | None:
-    """The number of the open pull request from `head` (owner:branch) whose last commit is `sha`."""
+    """The number of the one open pull request from `head` (owner:branch) whose last commit is `sha`."""
     query = urllib.parse.urlencode({"state": "open", "head": head, "per_page": PAGE})
     found = [each["number"] for each in ask("GET", f"/repos/{repository}/pulls?{query}") if each["head"]["sha"] == sha]
-    return found[0] if found else None
+    return found[0] if len(found) == 1 else None
+
+
+def comment_of(report: Path) -> str:
+    """What is known for sure, and then the report, which nobody is told of by name."""
+    header = f"{MARK}\n[Run]({os.environ['RUN']}) of {os.environ['HEAD_SHA']}: **{os.environ['CONCLUSION']}**."
+    if not report.is_file():
+        return f"{header} It wrote no report."
+    text = report.read_text(encoding="utf-8", errors="replace").replace("@", "@\u200b")
+    if len(text) > LIMIT:
+        text = text[:LIMIT] + "\n\n… the rest is in the run's summary."
+    return f"{header} What follows was written by the pull request's own code.\n\n{text}"
 
 
 def own_comment(repository: str, number: int) -> int | None:
@@ -61,13 +74,11 @@ def own_comment(repository: str, number: int) -> int | None:
 def main() -> None:
     if len(sys.argv) != 2:
         sys.exit("usage: python3 .ci/comment.py REPORT")
-    text = f"{MARK}\n{Path(sys.argv[1]).read_text(encoding='utf-8', errors='replace')}"
-    if len(text) > LIMIT:
-        text = text[:LIMIT] + "\n\n… the rest is in the run's summary."
+    text = comment_of(Path(sys.argv[1]))
     repository = os.environ["GITHUB_REPOSITORY"]
     number = pull_request(repository, os.environ["HEAD"], os.environ["HEAD_SHA"])
     if number is None:
-        print("no open pull request has this commit as its last one: nothing to say")
+        print("not exactly one open pull request has this commit as its last one: nothing to say")
         return
     comment = own_comment(repository, number)
     if comment is None:

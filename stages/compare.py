@@ -7,6 +7,8 @@ import argparse
 import errno
 import io
 import json
+import subprocess
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -68,6 +70,9 @@ def result(name: str, read: Callable[[str], str]) -> Result:
     """
     try:
         evaluation, training = json.loads(read(EVALUATION)), json.loads(read(TRAINING))
+        training = {
+            key: kind(training[key]) for key, kind in (("seconds", float), ("parameters", int)) if key in training
+        }
         labels = _table(read(LABELS))[["label", "f1", "support"]]
         known = [float(evaluation[metric]) for metric in bootstrap.METRICS]
         path = PREDICTIONS.format(evaluation["model"])
@@ -75,7 +80,7 @@ def result(name: str, read: Callable[[str], str]) -> Result:
         raise Problem(
             f"{name} has no {error.filename or error}; expected a revision with the results of dvc repro"
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Problem(f"{name}: its metrics or {LABELS} are not as dvc repro writes them: {error!r}") from None
     try:
         predictions = _table(read(path))[["image", "video", "label", "prediction", "probability"]]
@@ -106,7 +111,7 @@ def compare(a: Result, b: Result, *, every: bool = False) -> Comparison:
     out = Comparison()
     paired = _about_test_parts(a, b, out)
     out.parts.append(("", _scores(a, b, paired)))
-    if paired:
+    if paired and not _same(a, b):
         out.parts.append(_verdict(paired["macro_f1"]))
     _about_labels(a, b, out)
     if a.predictions is not None and b.predictions is not None:
@@ -114,15 +119,19 @@ def compare(a: Result, b: Result, *, every: bool = False) -> Comparison:
     return out
 
 
+def _same(a: Result, b: Result) -> bool:
+    """Whether both predict the same of the same images."""
+    columns = ["image", "label", "prediction"]
+    tables = [each.predictions for each in (a, b) if each.predictions is not None]
+    return len(tables) == 2 and len(tables[0].merge(tables[1], on=columns)) == len(tables[0]) == len(tables[1])
+
+
 def _about_test_parts(a: Result, b: Result, out: Comparison) -> dict[str, bootstrap.Difference]:
     """Say what the scores are of; the paired differences, empty where there are none to be had."""
     out.parts.append(f"A is {a.name} ({a.evaluation['model']}), B is {b.name} ({b.evaluation['model']}).")
     missing = [each for each in (a, b) if each.predictions is None]
     for each in missing:
-        out.parts.append(
-            f"No interval and no p-value, as the predictions of {each.name} can't be had: {each.missing}. Make them "
-            "with dvc repro at that revision, or have them pushed to a remote."
-        )
+        out.parts.append(f"No interval and no p-value, as the predictions of {each.name} can't be had: {each.missing}.")
     if missing or a.predictions is None or b.predictions is None:
         return {}
     try:
@@ -135,7 +144,7 @@ def _about_test_parts(a: Result, b: Result, out: Comparison) -> dict[str, bootst
             "more compare revisions with the same data, target and split."
         )
         return {}
-    videos = a.predictions["video"].nunique()
+    videos = len(bootstrap.tally(a.predictions, sorted({*a.predictions["label"], *a.predictions["prediction"]})))
     out.parts.append(f"Both on the same {len(a.predictions)} test images of {videos} videos.")
     return paired
 
@@ -210,7 +219,7 @@ def _about_images(a: pd.DataFrame, b: pd.DataFrame, every: bool, out: Comparison
     )
     changed = both[both["prediction_a"] != both["prediction_b"]]
     if changed.empty:
-        out.parts.append("They agree on every one.")
+        out.parts.append("Both predict the same of every one.")
         return
     changed = changed.sort_values(["probability_b", "image"], ascending=[False, True])
     shown = changed if every else changed.head(SHOWN_IMAGES)
@@ -232,13 +241,13 @@ def _about_images(a: pd.DataFrame, b: pd.DataFrame, every: bool, out: Comparison
 def text(comparison: Comparison, *, markdown: bool = False) -> str:
     """The comparison for a terminal, or as GitHub's Markdown."""
     parts = []
+    shown = _escaped if markdown else _printable
     for part in comparison.parts:
         if isinstance(part, str):
-            parts.append(_escaped(part) if markdown else part)
+            parts.append(shown(part))
             continue
         title, (head, rows) = part
-        if markdown:
-            rows = [[_escaped(cell) for cell in row] for row in rows]
+        rows = [[shown(cell) for cell in row] for row in rows]
         table = tabulate(
             rows,
             head,
@@ -255,11 +264,19 @@ def text(comparison: Comparison, *, markdown: bool = False) -> str:
     return "\n\n".join(parts)
 
 
+def _printable(words: str) -> str:
+    """Names of labels and images are data: they must not steer a terminal or break a row."""
+    return "".join("\ufffd" if unicodedata.category(sign) in ("Cc", "Zl", "Zp") else sign for sign in words)
+
+
 def _escaped(words: str) -> str:
-    """Names of labels and images are data: they must not become tables, links, HTML or mentions of people."""
+    """Nor become tables, links, HTML, or mentions of people and issues."""
+    words = _printable(words).replace("&", "&amp;")
     for sign in "\\`*_{}[]<>#|~":
         words = words.replace(sign, f"\\{sign}")
-    return words.replace("@", "@\u200b")
+    for sign in ("@", "#", "://", "GH-", "www."):
+        words = words.replace(sign, f"{sign}\u200b")
+    return words
 
 
 def read_revisions(names: list[str]) -> list[Result]:
@@ -283,15 +300,23 @@ def read_revisions(names: list[str]) -> list[Result]:
                 results.append(result(name, partial(_lying_there, Path(repo.root_dir))))
                 continue
             try:
-                results.append(result(name, partial(_tracked, repo, resolve_rev(repo.scm, name))))
+                revision = resolve_rev(repo.scm, name)
+                if not name or not _is_commit(repo, revision):
+                    raise RevError("not a commit")
+                results.append(result(name, partial(_tracked, repo, revision)))
             except RevError:
                 raise Problem(
-                    f"{name} is no revision; expected a branch, tag, commit or experiment (git branch, dvc exp list), or "
+                    f"{name or 'an empty name'} is no revision; expected a branch, tag, commit or experiment (git branch, dvc exp list), or "
                     f"{WORKSPACE}"
                 ) from None
             except DvcException as error:
                 raise Problem(f"{name}: DVC can't read it: {error}") from None
     return results
+
+
+def _is_commit(repo: "Repo", revision: str) -> bool:
+    command = ["git", "cat-file", "-e", f"{revision}^{{commit}}"]
+    return not subprocess.run(command, cwd=repo.root_dir, capture_output=True, check=False).returncode
 
 
 def _lying_there(root: Path, path: str) -> str:
@@ -303,7 +328,10 @@ def _tracked(repo: "Repo", revision: str, path: str) -> str:
     with repo.switch(revision):
         cached = [out for out in repo.index.outs if out.fs_path.lstrip("/") == path and out.use_cache]
         if not cached:
-            text: str = repo.dvcfs.read_text(path, encoding="utf-8")
+            try:
+                text: str = repo.dvcfs.read_text(f"/{path}", encoding="utf-8")
+            except FileNotFoundError:
+                raise FileNotFoundError(errno.ENOENT, "that revision makes no such file", path) from None
             return text
     # Not by dvcfs: what it knows of remotes is what the revision's own .dvc/config says.
     found = cached[0].hash_info
@@ -322,7 +350,7 @@ def _tracked(repo: "Repo", revision: str, path: str) -> str:
 
 
 def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".")
 
 
 def main() -> None:

@@ -92,6 +92,7 @@ def read(names: list[str]) -> list[Experiment]:
 
     try:
         with Repo() as repo:
+            root = repo.root_dir
             if names:
                 revisions = [(name, resolve_rev(repo.scm, name)) for name in names]
             else:
@@ -104,15 +105,16 @@ def read(names: list[str]) -> list[Experiment]:
         raise Problem(
             "no experiments of this commit; make some: dvc exp run --queue -S 'seed=1,2,3' && dvc queue start"
         )
-    return [_experiment(name, revision) for name, revision in revisions]
+    return [_experiment(name, revision, root) for name, revision in revisions]
 
 
-def _experiment(name: str, revision: str) -> Experiment:
+def _experiment(name: str, revision: str, root: str) -> Experiment:
     texts = []
     for path in FILES:
-        shown = subprocess.run(["git", "show", f"{revision}:./{path}"], capture_output=True, text=True, check=False)
+        command = ["git", "show", f"{revision}:./{path}"]
+        shown = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
         if shown.returncode:
-            raise Problem(f"{name} has no {path}; expected an experiment of this project, in the clone's top folder")
+            raise Problem(f"{name} has no {path}; expected an experiment of this project")
         texts.append(shown.stdout)
     try:
         parameters, evaluation, training = flat(yaml.safe_load(texts[0])), json.loads(texts[1]), json.loads(texts[2])

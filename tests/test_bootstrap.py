@@ -11,14 +11,18 @@ from stages.common import bootstrap
 from stages.common.scores import f1
 
 
-def draw(videos: int, labels: int, generator: np.random.Generator, accuracies: tuple[float, ...]) -> list[pd.DataFrame]:
+def draw(
+    videos: int, labels: int, generator: np.random.Generator, accuracies: tuple[float, ...], huge: float = 0.0
+) -> list[pd.DataFrame]:
     """Predictions of several models on the same frames: each video has one label, its own number of frames and its own
-    difficulty, so that frames of one video are right or wrong together; rare labels are rare.
+    difficulty, so that frames of one video are right or wrong together; rare labels are rare. `huge` is the fraction of
+    videos with some forty frames.
     """
     weights = 1 / np.arange(1, labels + 1) ** 0.8
     weights /= weights.sum()
     label = generator.choice(labels, videos, p=weights)
     frames = generator.integers(1, 9, videos)
+    frames = np.where(generator.random(videos) < huge, generator.integers(30, 61, videos), frames)
     video = np.repeat(np.arange(videos), frames)
     truth = label[video]
     ease = generator.normal(0, 0.25, videos)[video] + 0.2 * np.cos(2 * truth)
@@ -149,6 +153,40 @@ def test_the_smallest_test_parts_have_an_interval_within_0_and_1(rows: list[tupl
         assert values.difference == 0
         assert values.p == 1
         assert values.low <= 0 <= values.high
+
+
+@pytest.mark.parametrize("videos", range(1, 12))
+@pytest.mark.parametrize("right", [True, False])
+def test_all_right_or_all_wrong_is_not_known_for_sure(videos: int, right: bool) -> None:
+    names = [str(number) for number in range(videos)]
+    table = pd.DataFrame({"image": names, "video": names, "label": "a", "prediction": "a" if right else "b"})
+    for low, high in bootstrap.intervals(table).values():
+        if videos < bootstrap.LEAST_VIDEOS:
+            assert (low, high) == (0, 1)
+        else:
+            end = 0.025 ** (1 / videos)
+            assert (low, high) == (pytest.approx((end, 1)) if right else pytest.approx((0, 1 - end)))
+    for found in bootstrap.differences(table.assign(prediction="b"), table.assign(prediction="a")).values():
+        assert -1 <= found.low <= found.difference <= found.high <= 1
+        assert (found.p < bootstrap.ALPHA) == (found.low > 0)
+
+
+@pytest.mark.slow
+def test_where_a_few_videos_hold_most_the_interval_is_known_to_be_too_low(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit that the module's first lines state: better would be news."""
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 1000)
+    generator = np.random.default_rng(8)
+    population = Population(*draw(60_000, 20, generator, (0.55,), huge=0.05))
+    held, above, trials = np.zeros(3), 0, 150
+    for _ in range(trials):
+        (table,) = draw(300, 20, generator, (0.55,), huge=0.05)
+        ends = np.array(list(bootstrap.intervals(table).values()))
+        truth = population.expected(table)
+        held += (ends[:, 0] <= truth) & (truth <= ends[:, 1])
+        above += truth[0] > ends[0, 1]
+    assert (held[1:] / trials > 0.88).all(), held
+    assert 0.75 < held[0] / trials < 0.97, held
+    assert above >= trials - held[0] - 3
 
 
 def test_images_without_a_video_are_each_their_own() -> None:

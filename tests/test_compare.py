@@ -105,7 +105,7 @@ def test_two_revisions_with_everything_that_changed(repository: Repository) -> N
 def test_head_and_the_workspace_are_the_default_and_nothing_is_touched(repository: Repository) -> None:
     shown = repository.compare()
     assert "A is HEAD (vgg16), B is workspace (vgg16)." in shown
-    assert "They agree on every one." in shown
+    assert "Both predict the same of every one." in shown
     before = state(repository.path)
     repository.compare("old", "HEAD~1")
     assert state(repository.path) == before
@@ -185,6 +185,18 @@ def test_a_label_that_is_predicted_and_never_occurs(repository: Repository) -> N
     assert lost.split()[3] == "0.000"
 
 
+def test_from_a_folder_below_and_names_with_control_characters(repository: Repository) -> None:
+    table = predictions(0.9, labels=["two\x1b[31m", "b&commat;c", "d\u2028e"])
+    repository.commit("odd", table)
+    for arguments in ([], ["--md"]):
+        shown = repository.run(
+            "bash", "-c", f"cd metrics && python -m stages.compare new odd {' '.join(arguments)}", PYTHONPATH=str(ROOT)
+        )
+        assert not {"\x1b", "\u2028"} & set(shown)
+    assert "&commat;" not in shown
+    assert "B is odd (scratch)" in shown
+
+
 def test_an_experiments_name_is_a_revision(repository: Repository) -> None:
     repository.commit("third", predictions(0.7))
     head = repository.run("git", "rev-parse", "HEAD").strip()
@@ -215,6 +227,8 @@ def test_markdown_is_a_table_in_which_names_are_data(repository: Repository) -> 
     [
         (["nowhere"], "error: nowhere is no revision; expected a branch, tag, commit or experiment"),
         (["new", "HEAD~9"], "error: HEAD~9 is no revision"),
+        ([""], "error: an empty name is no revision"),
+        (["new:metrics/evaluation.json"], "error: new:metrics/evaluation.json is no revision"),
         (["first"], "error: first has no metrics/evaluation.json"),
         (["broken"], "error: broken: its metrics or plots/labels.csv are not as dvc repro writes them"),
         (["mixed"], "error: mixed: metrics/evaluation.json is not of models/vgg16/predictions.csv"),

@@ -1,8 +1,7 @@
 """What a pull request is told: the workflows' own scripts on real commits in real clones, against a real server."""
 
-import importlib.util
+import hashlib
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -62,7 +61,7 @@ def test_a_good_pull_request_is_reproduced_and_compared(origin: Clone, tmp_path:
     assert "The committed metrics are those obtained: the same." in report
     assert re.search(r"\| params.yaml *\| model *\| scratch *\| mobilenetv2 *\|", report)
     assert re.search(r"\| metrics/training.json *\| parameters *\|", report)
-    assert "A is target-branch (scratch), B is workspace (mobilenetv2)" in report
+    assert "A is the target branch (scratch), B is workspace (mobilenetv2)" in report
     assert "95 % interval" in report
     assert "| macro F1 " in report
     assert clone.run("git", "for-each-ref") == before
@@ -124,29 +123,49 @@ def test_a_lock_put_together_from_two_runs_is_seen(origin: Clone, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_metrics_that_are_not_obtained_are_refused(origin: Clone, tmp_path: Path) -> None:
+def test_scores_that_are_not_obtained_are_refused_though_the_lock_agrees(origin: Clone, tmp_path: Path) -> None:
     clone = fresh(origin, tmp_path)
-    path = clone.path / "metrics/evaluation.json"
-    scores = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps(scores | {"accuracy": scores["accuracy"] + 0.3}), encoding="utf-8")
+    path, lock = clone.path / "metrics/evaluation.json", clone.path / "dvc.lock"
+    honest = path.read_bytes()
+    scores = json.loads(honest)
+    path.write_text(json.dumps(scores | {"accuracy": 0.97}), encoding="utf-8")
+    was, now = (hashlib.md5(content).hexdigest() for content in (honest, path.read_bytes()))  # noqa: S324
+    text = lock.read_text(encoding="utf-8")
+    assert was in text
+    text = text.replace(was, now).replace(f"size: {len(honest)}", f"size: {len(path.read_bytes())}")
+    lock.write_text(text, encoding="utf-8")
     clone.run("git", "commit", "-qam", "Better than it is")
-    module = pull_request()
-    before = Path.cwd()
-    os.chdir(clone.path)
-    try:
-        with pytest.raises(module.Failed, match=r"not those obtained\*\* \(tolerance"):
-            module.check_metrics()
-    finally:
-        os.chdir(before)
+    report = check(clone, ok=False)
+    assert "dvc.lock is up to date" in report
+    assert "**The committed metrics are not those obtained**" in report
+    assert f"accuracy 0.9700 committed, {scores['accuracy']:.4f} obtained" in report
 
 
-def pull_request() -> Any:
-    specification = importlib.util.spec_from_file_location("pull_request", ROOT / ".ci/pull_request.py")
-    assert specification
-    assert specification.loader
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+@pytest.mark.slow
+def test_what_breaks_down_is_in_the_report(origin: Clone, tmp_path: Path) -> None:
+    clone = fresh(origin, tmp_path)
+    with (clone.path / "params.yaml").open("a", encoding="utf-8") as file:
+        file.write("a: [\n")
+    clone.run("git", "commit", "-qam", "Broken")
+    report = check(clone, ok=False)
+    assert "**Reading params.yaml failed**" in report
+
+
+@pytest.mark.slow
+def test_a_target_that_is_stale_itself_is_said(origin: Clone, tmp_path: Path) -> None:
+    clone = fresh(origin, tmp_path)
+    clone.set(mobilenetv2__l2=7)
+    clone.run("git", "commit", "-qam", "Not run")
+    clone.run("git", "update-ref", "refs/remotes/origin/main", "HEAD")
+    clone.run("git", "commit", "-q", "--allow-empty", "-m", "README alone")
+    assert "The target branch is not up to date either: there it would run params, models/" in check(clone, ok=False)
+
+
+def test_what_is_committed_here_is_up_to_date() -> None:
+    """Otherwise each pull request would be refused. Run dvc repro, and commit what it changes."""
+    code = "import sys; sys.path.insert(0, '.ci'); import pull_request; print(pull_request.stale())"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.stdout.strip() == "[]", ended.stdout + ended.stderr
 
 
 class GitHub:
@@ -207,6 +226,8 @@ class GitHub:
                 "GITHUB_TOKEN": "secret",
                 "HEAD": "someone:branch",
                 "HEAD_SHA": "abc",
+                "CONCLUSION": "success",
+                "RUN": "https://example.org/run/1",
                 **environment,
             },
             capture_output=True,
@@ -241,7 +262,11 @@ def test_one_comment_is_written_and_then_updated(github: GitHub, tmp_path: Path)
     report.write_text("second ä", encoding="utf-8")
     assert "pull request 7: comment updated" in github.comment(report)
     own = [comment["body"] for comment in github.comments if comment["user"]["login"] == "github-actions[bot]"]
-    assert own == ["<!-- results of this pull request -->\nsecond ä"]
+    (text,) = own
+    assert text.startswith(
+        "<!-- results of this pull request -->\n[Run](https://example.org/run/1) of abc: **success**."
+    )
+    assert text.endswith("written by the pull request's own code.\n\nsecond ä")
     assert github.comments[150]["body"].endswith("not the bot's")
 
 
@@ -255,6 +280,17 @@ def test_a_long_report_is_cut_and_a_commit_that_is_no_longer_the_last_says_nothi
     assert "the rest is in the run's summary" in github.comments[-1]["body"]
     assert "nothing to say" in github.comment(report, HEAD_SHA="gone")
     assert len(github.comments) == 1
+
+
+def test_a_run_without_a_report_is_said_and_nobody_is_called(github: GitHub, tmp_path: Path) -> None:
+    report = tmp_path / "report.md"
+    github.comment(report, CONCLUSION="failure")
+    assert github.comments[-1]["body"].endswith("of abc: **failure**. It wrote no report.")
+    report.write_text("hello @everyone", encoding="utf-8")
+    github.comment(report)
+    assert "@everyone" not in github.comments[-1]["body"]
+    github.pulls.append({"number": 9, "head": {"label": "someone:branch", "sha": "abc"}})
+    assert "not exactly one open pull request" in github.comment(report)
 
 
 def test_a_server_that_is_not_there_is_one_line(github: GitHub, tmp_path: Path) -> None:

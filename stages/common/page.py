@@ -4,6 +4,7 @@ import base64
 import functools
 import io
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,7 @@ def page(results: Results, read: Callable[[list[str]], np.ndarray]) -> str:
     )
     predictions, model = results.predictions, results.parameters["model"]
     right = (predictions["label"] == predictions["prediction"]).to_numpy()
-    return environment.get_template(TEMPLATE.name).render(
+    text = environment.get_template(TEMPLATE.name).render(
         model=model,
         target=results.parameters["target"],
         sections=SECTIONS.items(),
@@ -94,6 +95,8 @@ def page(results: Results, read: Callable[[list[str]], np.ndarray]) -> str:
         **_scores(results),
         **_galleries(results, right, read),
     )
+    # HTML knows no control characters, which names may hold.
+    return re.sub(r"[^\n\x20-\x7e\xa0-\U0010ffff]", "\ufffd", text)
 
 
 def _known(predictions: pd.DataFrame) -> list[str]:
@@ -128,7 +131,7 @@ def _facts(results: Results) -> list[tuple[str, str]]:
     values, cost = results.parameters, results.training
     return [
         ("model", values["model"]),
-        ("weights at the start", "random" if values["model"] == "scratch" else str(values["weights"])),
+        ("weights at the start", _weights(values)),
         ("data", values["data"]),
         ("learnt", f"{values['target']}, {results.split['labels']} labels"),
         ("split", f"by {values['split']['group']}, seed {values['split']['seed']}"),
@@ -138,6 +141,13 @@ def _facts(results: Results) -> list[tuple[str, str]]:
         ("training", f"{cost['seconds']:,.1f} s"),
         ("device", cost["device"]),
     ]
+
+
+def _weights(values: dict[str, Any]) -> str:
+    if values["model"] == "scratch":
+        return "random"
+    auto = "random" if values["data"] == parameters.SAMPLE else "imagenet"
+    return f"{auto} (auto)" if values["weights"] == "auto" else str(values["weights"])
 
 
 def _flat(values: dict[str, Any], before: str = "") -> list[tuple[str, str]]:
@@ -336,8 +346,8 @@ def _data(results: Results) -> dict[str, Any]:
             "MPII's photographs and labels are for research use; a model learnt from them, and the pictures on this page, "
             "are bound by that. With photographs of another origin their own licence counts."
         )
-    if results.parameters["model"] != "scratch":
-        licence += " ImageNet weights have terms of their own (research), if they were used."
+    if "imagenet" in _weights(results.parameters):
+        licence += " ImageNet weights have terms of their own (research)."
     rows = [
         ("in the annotation file", f"{annotate['images']:,}"),
         ("with labels", f"{annotate['labelled']:,}"),
