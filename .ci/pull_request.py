@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +44,9 @@ def run(*command: str, folder: Path = Path()) -> str:
     return subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
-def stale(folder: Path = Path()) -> list[str]:
+def stale() -> list[str]:
     """The stages of the chosen data and model that `dvc repro` would run, in order; absent outputs are no reason."""
-    with Repo(str(folder)) as repo:
+    with Repo() as repo:
         status = repo.status(targets=GOALS, with_deps=True)
         chosen = {stage for goal in GOALS for stage, _ in repo.stage.collect_granular(goal, with_deps=True)}
         made = {out.fs_path: out.hash_info for stage in chosen for out in stage.outs}
@@ -86,8 +86,8 @@ def check_lock(target: str) -> str:
     if not (stages := stale()):
         return "dvc.lock is up to date with code and parameters."
     names = "\n".join(f"- `{name}`" for name in stages)
-    with clone_of(target) as clone:
-        before = stale(clone)
+    with clone_of(target) as clone, chdir(clone):
+        before = stale()
     also = f"\n\nThe target branch is not up to date either: there it would run {', '.join(before)}." if before else ""
     raise Failed(
         f"**dvc.lock is not up to date.** `dvc repro` would run\n\n{names}\n\nRun it, and commit dvc.lock, "

@@ -3,10 +3,13 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import zipfile
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from stages.common.calibration import calibration_error
 from stages.common.chunks import Rows
 from stages.common.fitting import Log
 from stages.common.imbalance import class_weights, make_loss
+from stages.common.live import live
 from stages.common.parameters import Pretrained, Scratch
 from stages.common.problem import Problem
 from stages.common.scores import f1
@@ -381,6 +385,42 @@ def test_who_watches_a_resumed_training_sees_all_its_epochs(
         fitting.fit(networks.scratch(32, 1, [8], 0.0, 3), rows, (part, part), phase, log, tmp_path)
         assert seen == log.epochs
         assert [row["epoch"] for row in seen] == list(range(1, epochs + 1))
+
+
+def test_curves_that_cannot_be_written_do_not_stop_the_training(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"epoch": 1, "phase": "head", "loss": 1.0}
+    Path("dvclive").write_text("a file", encoding="utf-8")
+    live()(row)
+    assert "curves can't be watched, training goes on" in capsys.readouterr().out
+    Path("dvclive").unlink()
+    show = live()
+    show(row)
+    shutil.rmtree("dvclive")
+    Path("dvclive").write_text("a file", encoding="utf-8")
+    show(row | {"epoch": 2})
+    show(row | {"epoch": 3})
+    assert capsys.readouterr().out.count("training goes on") == 1
+
+
+def test_nobody_elsewhere_is_told_of_a_training(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Studio(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(self.path)
+            self.send_error(500)
+
+    with HTTPServer(("127.0.0.1", 0), Studio) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("DVC_STUDIO_TOKEN", "isat_1")
+        monkeypatch.setenv("DVC_STUDIO_URL", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("DVC_STUDIO_REPO_URL", "https://example.org/repository")
+        monkeypatch.setenv("DVC_STUDIO_OFFLINE", "")
+        live()({"epoch": 1, "loss": 1.0})
+        server.shutdown()
+    assert asked == []
 
 
 def train_scratch(pictures: tuple[Path, pd.DataFrame], monkeypatch: pytest.MonkeyPatch, section: Scratch) -> Any:
