@@ -290,7 +290,9 @@ def _galleries(results: Results, right: np.ndarray, read: Callable[[list[str]], 
     """The pictures, as many as `PICTURES` has room for: those over all labels first, then label by label."""
     order = results.predictions.sort_values(["probability", "image"], ascending=[False, True])
     hit = order["label"] == order["prediction"]
-    mistakes, hits = order[~hit], order[hit].iloc[::-1]
+    # One frame of each video: the others look alike.
+    own = order["video"].where(order["video"] != "", order["image"])
+    mistakes, hits = (chosen[~own[chosen.index].duplicated()] for chosen in (order[~hit], order[hit].iloc[::-1]))
     pictures = functools.lru_cache(maxsize=None)(functools.partial(_picture, read))
     left = PICTURES
 
@@ -307,11 +309,11 @@ def _galleries(results: Results, right: np.ndarray, read: Callable[[list[str]], 
     found: dict[str, Any] = {"mistakes": gallery(mistakes, SHOWN), "hits": gallery(hits, SHOWN)}
     groups, present = [], results.labels[results.labels["support"] > 0]
     for row in present.to_dict("records"):
-        before, own = left, order["label"] == row["label"]
+        before, same = left, order["label"] == row["label"]
         group = {
             "label": row["label"],
-            "images": int(own.sum()),
-            "right": int((own & hit).sum()),
+            "images": int(same.sum()),
+            "right": int((same & hit).sum()),
             "mistakes": gallery(mistakes[mistakes["label"] == row["label"]], SHOWN_OF_LABEL),
             "hits": gallery(hits[hits["label"] == row["label"]], SHOWN_OF_LABEL),
         }
