@@ -1,35 +1,24 @@
-"""Two results side by side: is the difference more than chance, which labels and which images changed.
-
-Reads what git and DVC hold of a revision, from the cache or a remote; the workspace is left as it is.
-"""
+"""Two results side by side: how sure the difference is, which labels and which images changed."""
 
 import argparse
-import errno
 import io
 import json
-import subprocess
 import unicodedata
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 from tabulate import tabulate
 
 from stages.common import bootstrap, problem
 from stages.common.problem import Problem
-
-if TYPE_CHECKING:
-    from dvc.repo import Repo
+from stages.common.revisions import WORKSPACE, Reader, reader, repository
 
 EVALUATION = "metrics/evaluation.json"
 TRAINING = "metrics/training.json"
 LABELS = "plots/labels.csv"
 PREDICTIONS = "models/{}/predictions.csv"
 
-WORKSPACE = "workspace"
 TEXT = {"macro_f1": "macro F1", "weighted_f1": "weighted F1", "accuracy": "accuracy"}
 SHOWN_LABELS = 5
 SHOWN_IMAGES = 20
@@ -58,12 +47,12 @@ class Comparison:
     parts: list[str | tuple[str, Table]] = field(default_factory=list)
 
 
-def result(name: str, read: Callable[[str], str]) -> Result:
+def result(name: str, read: Reader) -> Result:
     """One revision's result.
 
     Args:
         name: how the user calls the revision.
-        read: gives the text of a file of that revision by its path; FileNotFoundError where it has none.
+        read: gives the text of its files.
 
     Raises:
         Problem: the revision holds no scores, not what this project writes, or predictions of other scores.
@@ -279,80 +268,6 @@ def _escaped(words: str) -> str:
     return words
 
 
-def read_revisions(names: list[str]) -> list[Result]:
-    """The results of git revisions or experiments; of the files as they lie there for `workspace`.
-
-    Raises:
-        Problem: no repository of git and DVC, or no such revision; what `result` raises.
-    """
-    from dvc.exceptions import DvcException
-    from dvc.repo import Repo
-    from dvc.scm import RevError, SCMError, resolve_rev
-
-    try:
-        repo = Repo()
-    except (DvcException, SCMError) as error:
-        raise Problem(f"no DVC repository here: {error}; run this in a clone of the project") from None
-    results = []
-    with repo:
-        for name in names:
-            if name == WORKSPACE:
-                results.append(result(name, partial(_lying_there, Path(repo.root_dir))))
-                continue
-            try:
-                revision = resolve_rev(repo.scm, name)
-                if not name or not _is_commit(repo, revision):
-                    raise RevError("not a commit")
-                results.append(result(name, partial(_tracked, repo, revision)))
-            except RevError:
-                raise Problem(
-                    f"{name or 'an empty name'} is no revision; expected a branch, tag, commit or experiment (git branch, dvc exp list), or "
-                    f"{WORKSPACE}"
-                ) from None
-            except DvcException as error:
-                raise Problem(f"{name}: DVC can't read it: {error}") from None
-    return results
-
-
-def _is_commit(repo: "Repo", revision: str) -> bool:
-    command = ["git", "cat-file", "-e", f"{revision}^{{commit}}"]
-    return not subprocess.run(command, cwd=repo.root_dir, capture_output=True, check=False).returncode
-
-
-def _lying_there(root: Path, path: str) -> str:
-    return (root / path).read_text(encoding="utf-8")
-
-
-def _tracked(repo: "Repo", revision: str, path: str) -> str:
-    """The text of a file that git or DVC holds at a revision."""
-    with repo.switch(revision):
-        cached = [out for out in repo.index.outs if out.fs_path.lstrip("/") == path and out.use_cache]
-        if not cached:
-            try:
-                text: str = repo.dvcfs.read_text(f"/{path}", encoding="utf-8")
-            except FileNotFoundError:
-                raise FileNotFoundError(errno.ENOENT, "that revision makes no such file", path) from None
-            return text
-    # Not by dvcfs: what it knows of remotes is what the revision's own .dvc/config says.
-    found = cached[0].hash_info
-    if not found or found.isdir:
-        raise FileNotFoundError(path)
-    if not (cache := repo.cache.local).exists(found.value):
-        try:
-            repo.cloud.pull([found])
-        except Exception as error:  # each kind of remote has its own errors
-            raise FileNotFoundError(
-                errno.ENOENT, f"not in DVC's cache, and no remote has it ({_line(error)})", path
-            ) from error
-        if not cache.exists(found.value):
-            raise FileNotFoundError(errno.ENOENT, "neither in DVC's cache nor in the remote", path)
-    return Path(cache.oid_to_path(found.value)).read_text(encoding="utf-8")
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m stages.compare", description="Compare two results.")
     parser.add_argument("a", nargs="?", default="HEAD", metavar="A", help="git revision or experiment (default: HEAD)")
@@ -362,7 +277,8 @@ def main() -> None:
     parser.add_argument("--md", action="store_true", help="Markdown, for a pull request")
     parser.add_argument("--all", action="store_true", help="list every image on which they disagree")
     arguments = parser.parse_args()
-    a, b = read_revisions([arguments.a, arguments.b])
+    with repository() as repo:
+        a, b = (result(name, reader(repo, name)) for name in (arguments.a, arguments.b))
     print(text(compare(a, b, every=arguments.all), markdown=arguments.md))
 
 

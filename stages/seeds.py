@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import mean
@@ -14,6 +13,7 @@ from tabulate import tabulate
 from stages.common import problem
 from stages.common.parameters import MODELS
 from stages.common.problem import Problem
+from stages.common.revisions import Reader, reader, repository
 
 SEEDS = ("seed", "split.seed")
 SHOWN = {
@@ -86,39 +86,24 @@ def read(names: list[str]) -> list[Experiment]:
     Raises:
         Problem: no repository, no such experiment, none at all, or one without results.
     """
-    from dvc.exceptions import DvcException
-    from dvc.repo import Repo
-    from dvc.scm import RevError, SCMError, resolve_rev
+    with repository() as repo:
+        names = names or [each[0] for found in repo.experiments.ls().values() for each in found]
+        if not names:
+            raise Problem(
+                "no experiments of this commit; make some: dvc exp run --queue -S 'seed=1,2,3' && dvc queue start"
+            )
+        return [_experiment(name, reader(repo, name)) for name in names]
 
+
+def _experiment(name: str, read: Reader) -> Experiment:
     try:
-        with Repo() as repo:
-            root = repo.root_dir
-            if names:
-                revisions = [(name, resolve_rev(repo.scm, name)) for name in names]
-            else:
-                revisions = [each[:2] for found in repo.experiments.ls().values() for each in found]
-    except RevError as error:
-        raise Problem(f"{error}; expected names of experiments: dvc exp list shows them") from None
-    except (DvcException, SCMError) as error:
-        raise Problem(f"no experiments to be read: {error}; run this in a clone of the project") from None
-    if not revisions:
-        raise Problem(
-            "no experiments of this commit; make some: dvc exp run --queue -S 'seed=1,2,3' && dvc queue start"
+        parameters, evaluation, training = (
+            flat(yaml.safe_load(read(FILES[0]))),
+            *(json.loads(read(file)) for file in FILES[1:]),
         )
-    return [_experiment(name, revision, root) for name, revision in revisions]
-
-
-def _experiment(name: str, revision: str, root: str) -> Experiment:
-    texts = []
-    for path in FILES:
-        command = ["git", "show", f"{revision}:./{path}"]
-        shown = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-        if shown.returncode:
-            raise Problem(f"{name} has no {path}; expected an experiment of this project")
-        texts.append(shown.stdout)
-    try:
-        parameters, evaluation, training = flat(yaml.safe_load(texts[0])), json.loads(texts[1]), json.loads(texts[2])
         return Experiment(name, parameters, {key: float((evaluation | training)[key]) for key in SHOWN})
+    except FileNotFoundError as error:
+        raise Problem(f"{name} has no {error.filename}; expected an experiment of this project") from None
     except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise Problem(f"{name}: its parameters or metrics are not as dvc repro writes them: {error!r}") from None
 

@@ -251,9 +251,10 @@ def test_what_cannot_be_compared_is_one_line(repository: Repository, arguments: 
     assert len(shown.strip().splitlines()) == 1
 
 
-def test_outside_a_repository_is_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["compare", "seeds"])
+def test_outside_a_repository_is_one_line(tmp_path: Path, command: str) -> None:
     ended = subprocess.run(
-        [sys.executable, "-m", "stages.compare"],
+        [sys.executable, "-m", f"stages.{command}"],
         cwd=tmp_path,
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
         capture_output=True,
