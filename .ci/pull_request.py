@@ -181,7 +181,7 @@ def differences(target: str) -> str:
     """What is committed here against what is committed there: metrics and parameters."""
     parts = []
     for title, what in (("Metrics", "metrics"), ("Parameters", "params")):
-        table = run("dvc", what, "diff", "--md", target, "HEAD").strip()
+        table = run("dvc", what, "diff", "--md", target, "HEAD").strip().replace(target, "target branch")
         parts.append(f"### {title}, as committed\n\n{table or 'No difference.'}")
     return "\n\n".join(parts)
 

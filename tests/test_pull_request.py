@@ -61,6 +61,7 @@ def test_a_good_pull_request_is_reproduced_and_compared(origin: Clone, tmp_path:
     assert "The committed metrics are those obtained: the same." in report
     assert re.search(r"\| params.yaml *\| model *\| scratch *\| mobilenetv2 *\|", report)
     assert re.search(r"\| metrics/training.json *\| parameters *\|", report)
+    assert re.search(r"\| Metric *\| target branch *\| HEAD *\| Change *\|", report)
     assert "A is the target branch (scratch), B is workspace (mobilenetv2)" in report
     assert "95 % interval" in report
     assert "| macro F1 " in report
