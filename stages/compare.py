@@ -19,7 +19,6 @@ TRAINING = "metrics/training.json"
 LABELS = "plots/labels.csv"
 PREDICTIONS = "models/{}/predictions.csv"
 
-TEXT = {"macro_f1": "macro F1", "weighted_f1": "weighted F1", "accuracy": "accuracy"}
 SHOWN_LABELS = 5
 SHOWN_IMAGES = 20
 # Columns of words; all others are numbers.
@@ -140,7 +139,7 @@ def _about_test_parts(a: Result, b: Result, out: Comparison) -> dict[str, bootst
 
 def _scores(a: Result, b: Result, paired: dict[str, bootstrap.Difference]) -> Table:
     rows = []
-    for metric, text in TEXT.items():
+    for metric, text in bootstrap.METRICS.items():
         ours, theirs = a.evaluation[metric], b.evaluation[metric]
         row = [text, f"{ours:.3f}", f"{theirs:.3f}", f"{theirs - ours:+.3f}"]
         if paired:

@@ -77,7 +77,7 @@ def main() -> None:
     write_json(METRICS, {"model": model, **scores})
     shown = ", ".join(
         "{} {:.3f} ({:.2f} to {:.2f})".format(text, scores[name], *scores[f"{name}_interval"])
-        for name, text in zip(bootstrap.METRICS, ("macro F1", "weighted F1", "accuracy"), strict=True)
+        for name, text in bootstrap.METRICS.items()
     )
     print(f"evaluate: {model}: {shown} on {scores['test_images']} test images; in brackets 95 % intervals")
 

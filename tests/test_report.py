@@ -108,7 +108,7 @@ def words(text: str) -> str:
 def test_the_page_says_what_the_results_are() -> None:
     found = results()
     shown = words(page.page(found, plain))
-    for name, text in page.TEXT.items():
+    for name, text in bootstrap.METRICS.items():
         low, high = found.evaluation[f"{name}_interval"]
         assert f"{text} {found.evaluation[name]:.3f} ({low:.2f} to {high:.2f})" in shown
     base = found.predictions.assign(prediction="sports")

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
-METRICS = ("macro_f1", "weighted_f1", "accuracy")
+METRICS = {"macro_f1": "macro F1", "weighted_f1": "weighted F1", "accuracy": "accuracy"}
 ALPHA = 0.05
 # With fewer, no difference is significant even if each video agrees: 2 * 0.5^5 is 0.06.
 LEAST_VIDEOS = 6

@@ -32,7 +32,6 @@ SECTIONS = {
     "by-label": "Pictures by label",
     "data": "Data, licence and use",
 }
-TEXT = {"macro_f1": "macro F1", "weighted_f1": "weighted F1", "accuracy": "accuracy"}
 SIDE = 160  # pixels of a picture
 QUALITY = 80  # of its JPEG
 SHOWN = 12  # pictures in a gallery over all labels
@@ -90,10 +89,10 @@ def page(results: Results, read: Callable[[list[str]], np.ndarray]) -> str:
         failures=_failures(results, right),
         training=_training_line(results.training),
         curves=_curves(results.curves),
-        calibration=_calibration(predictions, right),
+        calibration=_calibration(results, right),
         data=_data(results),
         **_scores(results),
-        **_galleries(results, right, read),
+        **_galleries(results, read),
     )
     # HTML knows no control characters, which names may hold.
     return re.sub(r"[^\n\x20-\x7e\xa0-\U0010ffff]", "\ufffd", text)
@@ -116,7 +115,7 @@ def _scores(results: Results) -> dict[str, Any]:
             "base": float(base_score),
             "base_ends": base_ends[name],
         }
-        for (name, text), base_score in zip(TEXT.items(), base_scores, strict=True)
+        for (name, text), base_score in zip(bootstrap.METRICS.items(), base_scores, strict=True)
     ]
     found = bootstrap.differences(base, results.predictions)["macro_f1"]
     clear = "more than" if found.p < bootstrap.ALPHA else "no more than"
@@ -216,8 +215,8 @@ def _curves(curves: pd.DataFrame) -> list[dict[str, Any]]:
     return [figure("Loss by epoch", "loss", loss), figure("Accuracy and macro F1 by epoch", "score", shares)]
 
 
-def _calibration(predictions: pd.DataFrame, right: np.ndarray) -> dict[str, Any]:
-    probabilities = predictions["probability"].to_numpy()
+def _calibration(results: Results, right: np.ndarray) -> dict[str, Any]:
+    probabilities = results.predictions["probability"].to_numpy()
     found = calibration.reliability(probabilities, right)
     table = pd.DataFrame({"images": found.images, "probability": found.expected, "right": found.right})
     table = table[table["images"] > 0]
@@ -242,7 +241,7 @@ def _calibration(predictions: pd.DataFrame, right: np.ndarray) -> dict[str, Any]
     rows = [
         [f"{row['probability']:.2f}", f"{row['right']:.2f}", f"{row['images']:.0f}"] for row in table.to_dict("records")
     ]
-    error = calibration.calibration_error(probabilities, right)
+    error = results.evaluation["expected_calibration_error"]
     text = (
         f"Expected calibration error {error:.3f}: how far, on average, the probability of the predicted label is from how "
         "often it is right. On the dashed line probabilities are what they say; below it the model is too sure."
@@ -286,7 +285,7 @@ def _svg(chart: dict[str, Any]) -> str:
     return svg
 
 
-def _galleries(results: Results, right: np.ndarray, read: Callable[[list[str]], np.ndarray]) -> dict[str, Any]:
+def _galleries(results: Results, read: Callable[[list[str]], np.ndarray]) -> dict[str, Any]:
     """The pictures, as many as `PICTURES` has room for: those over all labels first, then label by label."""
     order = results.predictions.sort_values(["probability", "image"], ascending=[False, True])
     hit = order["label"] == order["prediction"]
