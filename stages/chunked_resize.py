@@ -11,7 +11,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from stages.common import chunks, layout, parameters, problem
 from stages.common.decoding import BadImage, decode
@@ -69,7 +68,7 @@ def resize(names: list[str], images: Path, size: int, chunk: int, folder: Path, 
     with (
         progress(len(names), "chunked-resize", "image", initial=len(names) - waiting) as bar,
         dead("a worker was killed, probably for lack of memory; lower resize.chunk, or run again to go on"),
-        ProcessPoolExecutor(max(1, min(workers, len(left))), initializer=_prepare) as pool,
+        ProcessPoolExecutor(max(1, min(workers, len(left))), initializer=prepare) as pool,
     ):
         try:
             with starting():
@@ -81,11 +80,6 @@ def resize(names: list[str], images: Path, size: int, chunk: int, folder: Path, 
             pool.shutdown(wait=True, cancel_futures=True)
     bad = [json.loads(_bad_of(out).read_text(encoding="utf-8")) for out in jobs if _bad_of(out).exists()]
     return {name: reason for part in bad for name, reason in part.items()}
-
-
-def _prepare() -> None:
-    prepare()
-    threadpool_limits(1)  # there is a process for each processor already
 
 
 @lock("chunked-resize")

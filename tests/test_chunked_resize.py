@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from cykooz_resizer import CpuExtensions, Resizer
 from PIL import Image, ImageOps
 
 from stages import chunked_resize, split
@@ -27,7 +28,7 @@ PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (6, 8, 3), d
 
 
 def reference(image: Image.Image, size: int = 48) -> np.ndarray:
-    return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.LANCZOS))
+    return decoding._squared(image.convert("RGB"), (0, 0, *image.size), size)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "1"])
@@ -114,30 +115,37 @@ def test_extreme_shapes(tmp_path: Path, size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "extent"),
-    [(360, 640, (640, 360)), (131, 97, (96.4, 130.75)), (48, 400, (400, 48)), (30, 20, (20, 30))],
+    ("width", "height", "box"),
+    [
+        (640, 360, (0, 0, 640, 360)),
+        (97, 131, (0, 0, 96.4, 130.75)),
+        (400, 48, (0, 0, 400, 48)),
+        (20, 30, (0, 0, 20, 30)),
+        (2400, 2400, (0, 0, 2400, 2400)),  # more than Pillow holds in one piece of memory
+    ],
 )
-def test_a_square_by_matrices_is_the_one_by_pillow(height: int, width: int, extent: tuple[float, float]) -> None:
-    small = Image.fromarray(np.random.default_rng(1).integers(0, 255, (9, 9, 3), dtype=np.uint8))
-    pixels = np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
-    theirs = Image.fromarray(pixels).resize((48, 48), Image.Resampling.LANCZOS, box=(0, 0, *extent))
-    ours = decoding._squared(pixels, 48, extent)
+def test_a_square_is_the_one_by_pillow(width: int, height: int, box: tuple[float, float, float, float]) -> None:
+    image = PICTURE.resize((width, height), Image.Resampling.BICUBIC)
+    ours = decoding._squared(image, box, 48)
     assert ours.dtype == np.uint8
+    theirs = image.resize((48, 48), Image.Resampling.LANCZOS, box)
     assert np.abs(ours.astype(int) - np.asarray(theirs)).max() <= 2
     for level in (0, 1, 128, 255):
-        assert (decoding._squared(np.full_like(pixels, level), 48, extent) == level).all()
+        assert (decoding._squared(Image.new("RGB", image.size, (level,) * 3), box, 48) == level).all()
 
 
-@pytest.mark.parametrize(("length", "size"), [(360, 224), (640, 224), (960, 224), (2000, 48)])
-def test_every_sum_of_the_matrices_is_exact_in_float32(length: int, size: int) -> None:
-    # No partial sum, in whatever order, needs more than float32's 24 bits.
-    most = 1.6  # sum of a row's weights without their signs
-    for largest, bits, scale in ((255, 14, 4.0), (4 * 255 * most, 12, 0.25)):
-        for _, _, weights in decoding._lanczos(length, length - 0.25, size, bits, scale):
-            units = weights.astype(float) * 2**bits / scale
-            assert (units == np.rint(units)).all()
-            assert np.abs(units).sum(axis=1).max() < most * 2**bits
-            assert (np.abs(units).sum(axis=1) * largest).max() < 2**24
+@pytest.mark.parametrize("size", [(960, 540), (480, 640), (1, 1), (3, 700), (225, 223), (4001, 77)])
+def test_squares_are_the_same_bits_with_any_vector_instructions(
+    monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
+) -> None:
+    noise = Image.fromarray(np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8))
+    box = (0, 0, *noise.size)
+    expected = decoding._squared(noise, box, 224)
+    for extensions in CpuExtensions:
+        resizer = Resizer()
+        resizer.cpu_extensions = extensions  # heeded where the processor has them
+        monkeypatch.setattr(decoding, "Resizer", lambda resizer=resizer: resizer)
+        np.testing.assert_array_equal(decoding._squared(noise, box, 224), expected)
 
 
 def test_reduced_jpeg_decoding_is_close_to_the_whole(shared: Callable[[str], Path]) -> None:
@@ -145,7 +153,8 @@ def test_reduced_jpeg_decoding_is_close_to_the_whole(shared: Callable[[str], Pat
     worst = 99.0
     for path in paths:
         with Image.open(path) as image:
-            error = decode(path, 224).astype(float) - reference(image, 224)
+            whole = image.convert("RGB").resize((224, 224), Image.Resampling.LANCZOS)
+        error = decode(path, 224).astype(float) - np.asarray(whole)
         worst = min(worst, 10 * np.log10(255**2 / max(np.mean(error**2), 1e-3)))
     assert worst >= 44
 
