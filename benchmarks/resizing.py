@@ -46,8 +46,8 @@ medians, and `ratio` is ours / theirs. PSNR (dB; median and worst image) is to t
 by Lanczos; the worst of ours is expected at 44 or more. All results are {SIZE} x {SIZE} but img2dataset's.
 
 - **photographs** are as they are; **1280x720** and **1920x1080** are made of the {MADE} largest files, by Lanczos, as 4:2:0 JPEGs
-  whose quality is bisected for a mean of 500 KB, which is MPII's, and again of 1 MB (100, where even that makes less: the set's
-  name has the mean).
+  whose quality, one of two neighbours, is chosen for a mean of 500 KB, which is MPII's, and again of 1 MB (100, where even that
+  makes less: the set's name has the mean).
 - **stage**: `chunked_resize.resize` on {CORES} processes, chunk files written and synced. The others write nothing.
 - **notebooks**: Pillow, decoded whole, Lanczos, one process. In the row of **processes** both start as a Python of their own.
 - **img2dataset** (`pip install --no-deps img2dataset==1.47.0 && pip install "albumentations<2" "opencv-python-headless<5" fire
@@ -118,7 +118,7 @@ def _line(photographs: str, ways: str, ours: Speed, theirs: Speed, target: float
 
 
 def made(photographs: list[Path], shape: tuple[int, int], wanted: int, folder: Path) -> list[Path]:
-    """Make JPEGs of `shape` (width, height) of the photographs, of `wanted` bytes on average where a quality makes that."""
+    """Make JPEGs of `shape` (width, height) of the photographs, of `wanted` bytes on average, or of quality 100 if that is less."""
 
     def encoded(image: Image.Image, quality: int) -> bytes:
         buffer = io.BytesIO()
@@ -130,13 +130,19 @@ def made(photographs: list[Path], shape: tuple[int, int], wanted: int, folder: P
             return image.convert("RGB").resize(shape, LANCZOS)
 
     some = [resized(path) for path in photographs[::4]]
-    qualities = range(1, 100)
-    quality = 1 + bisect_left(
+    qualities = range(2, 100)
+    quality = 2 + bisect_left(
         qualities, wanted, key=lambda quality: sum(len(encoded(image, quality)) for image in some) // len(some)
     )
     folder.mkdir()
-    for path in photographs:
-        (folder / path.name).write_bytes(encoded(resized(path), quality))
+    total = 0
+    for number, path in enumerate(photographs, start=1):
+        image = resized(path)
+        content = encoded(image, quality)
+        if total + len(content) > wanted * number:
+            content = encoded(image, quality - 1)
+        total += len(content)
+        (folder / path.name).write_bytes(content)
     return [folder / path.name for path in photographs]
 
 

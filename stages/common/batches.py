@@ -31,7 +31,8 @@ class Batches:
     """One pass over `part`: rows as they are stored, and targets one-hot, (n, classes) float32."""
 
     def __init__(self, rows: Rows, part: Part, classes: int, batch_size: int, shuffle: Shuffle | None = None) -> None:
-        self.rows, self.part, self.classes, self.batch_size, self.shuffle = rows, part, classes, batch_size, shuffle
+        self.rows, self.part, self.batch_size, self.shuffle = rows, part, batch_size, shuffle
+        self.targets = np.eye(classes, dtype=np.float32)
         images = len(part.names)
         self.order = np.arange(images)
         if shuffle:
@@ -55,11 +56,11 @@ class Batches:
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         positions = self.order[index * self.batch_size : (index + 1) * self.batch_size]
-        rows = self.rows.read([self.part.names[position] for position in positions])
+        rows = self.rows.read([self.part.names[position] for position in positions.tolist()])
         if self.shuffle and self.shuffle.augment:
             for row, position in zip(rows, positions, strict=True):
                 row[:] = augment(row, np.random.default_rng((self.shuffle.seed, self.shuffle.epoch, position)))
-        return rows, np.eye(self.classes, dtype=np.float32)[self.part.labels[positions]]
+        return rows, self.targets[self.part.labels[positions]]
 
 
 def augment(pixels: np.ndarray, generator: np.random.Generator) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import resource
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -68,7 +69,7 @@ class Rows:
     """
 
     def __init__(self, folder: Path, dataset: str) -> None:
-        self.places: dict[str, tuple[Path, int]] = {}
+        self.places: dict[str, tuple[str, int]] = {}
         for path in paths(folder):
             with h5py.File(path, "r") as file:
                 if dataset not in file:
@@ -81,7 +82,7 @@ class Rows:
                 self.shape: tuple[int, ...] = stored.shape[1:]
                 self.dtype: np.dtype = stored.dtype
                 size, start = stored.dtype.itemsize * math.prod(self.shape), stored.id.get_offset() or 0
-                self.places.update((name, (path, start + row * size)) for row, name in enumerate(_names(file)))
+                self.places.update((name, (str(path), start + row * size)) for row, name in enumerate(_names(file)))
 
     def __contains__(self, name: object) -> bool:
         return name in self.places
@@ -104,7 +105,10 @@ class Rows:
         return values
 
 
-# Fewer than a process may have open, whatever the number of chunks.
-@lru_cache(maxsize=128)
-def _open(path: Path) -> BinaryIO:
-    return path.open("rb", buffering=0)
+# A random order asks for every chunk again and again; opening one takes ten times as long as reading a row.
+_granted, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+
+@lru_cache(maxsize=(1024 if _granted == resource.RLIM_INFINITY else _granted) // 2)
+def _open(path: str) -> BinaryIO:
+    return Path(path).open("rb", buffering=0)
