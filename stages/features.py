@@ -15,7 +15,7 @@ import numpy as np
 from stages.common import chunks, parameters, problem
 from stages.common.backend import device, keras
 from stages.common.files import lock, new_folder, write_json
-from stages.common.networks import BACKBONES, TAKES, backbone
+from stages.common.networks import BACKBONES, TAKES, backbone, folded
 from stages.common.parameters import Pretrained
 from stages.common.problem import Problem
 from stages.common.progress import progress
@@ -48,6 +48,7 @@ def extract(model: keras.Model, folder: Path, out: Path, dataset: str, stage: st
     Raises:
         Problem: a feature is not a number, or the system refused to write.
     """
+    model = folded(model)
     dtype: type[np.floating] = np.float16
     if dataset == "pooled":
         dtype = np.float32

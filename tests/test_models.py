@@ -89,6 +89,42 @@ def test_random_weights_keep_the_signal_alive_and_are_always_the_same(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", list(networks.BACKBONES))
+def test_a_folded_backbone_is_the_same_function(backbones: dict[str, keras.Model], name: str) -> None:
+    folded = networks.folded(backbones[name])
+    kinds = [type(layer) for layer in folded.layers]
+    assert keras.layers.BatchNormalization not in kinds
+    expected = backbones[name].predict_on_batch(EXAMPLES)
+    np.testing.assert_allclose(folded.predict_on_batch(EXAMPLES), expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_folding_takes_in_what_follows_a_convolution_alone() -> None:
+    keras.utils.set_random_seed(1)
+    images = x = keras.Input((16, 16, 3))
+    x = keras.layers.Conv2D(4, 3, name="with_bias", bias_initializer="normal")(x)
+    x = keras.layers.BatchNormalization(scale=False, name="in_1")(x)
+    x = keras.layers.DepthwiseConv2D(3, depth_multiplier=2, use_bias=False)(x)
+    x = keras.layers.BatchNormalization(center=False, name="in_2")(x)
+    x = keras.layers.SeparableConv2D(6, 3, use_bias=False)(x)
+    x = keras.layers.BatchNormalization(name="in_3")(x)
+    x = keras.layers.Conv2D(6, 3, activation="relu")(x)
+    x = keras.layers.BatchNormalization(name="after_relu")(x)
+    shared = keras.layers.Conv2D(6, 1)(x)
+    x = keras.layers.Add()([keras.layers.BatchNormalization(name="of_two_uses")(shared), shared])
+    model = keras.Model(images, x)
+    generator = np.random.default_rng(1)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.set_weights([generator.uniform(0.5, 2, weight.shape) for weight in layer.get_weights()])
+    folded = networks.folded(model)
+    assert [layer.name for layer in folded.layers if isinstance(layer, keras.layers.BatchNormalization)] == [
+        "after_relu",
+        "of_two_uses",
+    ]
+    values = generator.normal(size=(5, 16, 16, 3))
+    np.testing.assert_allclose(folded.predict_on_batch(values), model.predict_on_batch(values), rtol=1e-4, atol=1e-4)
+
+
 def test_a_weights_file_is_loaded_and_another_networks_is_refused(
     backbones: dict[str, keras.Model], tmp_path: Path
 ) -> None:

@@ -6,6 +6,7 @@ in training and later. All are flat, functional and made of Keras's own layers: 
 
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -119,6 +120,53 @@ def _calibrate(model: keras.Model, examples: np.ndarray) -> None:
     model(examples, training=True)
     for layer, momentum in zip(norms, momenta, strict=True):
         layer.momentum = momentum
+
+
+def folded(model: keras.Model) -> keras.Model:
+    """A copy for inference: each BatchNormalization right after a convolution is taken into its weights.
+
+    The same function up to rounding, in fewer passes over memory (Jacob et al., Quantization and training of neural
+    networks for efficient integer-arithmetic-only inference, CVPR 2018, section 3.2).
+    """
+    kinds = keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.SeparableConv2D
+    convolutions = {
+        id(layer.output): layer
+        for layer in model.layers
+        if isinstance(layer, kinds) and layer.activation is keras.activations.linear
+    }
+    uses = Counter(id(tensor) for layer in model.layers for tensor in keras.tree.flatten(layer.input))
+    norms = {
+        convolutions[id(layer.input)].name: layer
+        for layer in model.layers
+        if isinstance(layer, keras.layers.BatchNormalization)
+        and id(layer.input) in convolutions
+        and uses[id(layer.input)] == 1
+    }
+    gone = {norm.name for norm in norms.values()}
+
+    def biased(layer: keras.Layer) -> keras.Layer:
+        return type(layer).from_config(layer.get_config() | ({"use_bias": True} if layer.name in norms else {}))
+
+    def without(layer: keras.Layer, *inputs: Any, **options: Any) -> Any:
+        return inputs[0] if layer.name in gone else layer(*inputs, **options)
+
+    copy = keras.models.clone_model(model, clone_function=biased, call_function=without)
+    for layer in model.layers:
+        if layer.weights and layer.name not in gone:
+            norm = norms.get(layer.name)
+            copy.get_layer(layer.name).set_weights(_with_norm(layer, norm) if norm else layer.get_weights())
+    return copy
+
+
+def _with_norm(layer: keras.Layer, norm: keras.layers.BatchNormalization) -> list[np.ndarray]:
+    """The weights of a convolution, with a bias, that does what it and the normalisation after it do."""
+    values = dict(zip((weight.name for weight in norm.weights), norm.get_weights(), strict=True))
+    scale = values.get("gamma", 1.0) / np.sqrt(values["moving_variance"] + norm.epsilon)
+    *first, kernel = layer.get_weights()[:-1] if layer.use_bias else layer.get_weights()
+    bias = layer.get_weights()[-1] if layer.use_bias else 0.0
+    depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
+    kernel = kernel * (scale.reshape(kernel.shape[2:]) if depthwise else scale)
+    return [*first, kernel, values.get("beta", 0.0) + (bias - values["moving_mean"]) * scale]
 
 
 def _load_weights(model: keras.Model, name: str, path: Path) -> None:
