@@ -11,13 +11,13 @@ import pandas as pd
 from tabulate import tabulate
 
 from stages.common import bootstrap, problem
+from stages.common.predictions import COLUMNS, PREDICTIONS, read_predictions
 from stages.common.problem import Problem
 from stages.common.revisions import WORKSPACE, Reader, reader, repository
 
 EVALUATION = "metrics/evaluation.json"
 TRAINING = "metrics/training.json"
 LABELS = "plots/labels.csv"
-PREDICTIONS = "models/{}/predictions.csv"
 
 SHOWN_LABELS = 5
 SHOWN_IMAGES = 20
@@ -61,7 +61,9 @@ def result(name: str, read: Reader) -> Result:
         training = {
             key: kind(training[key]) for key, kind in (("seconds", float), ("parameters", int)) if key in training
         }
-        labels = _table(read(LABELS))[["label", "f1", "support"]]
+        labels = pd.read_csv(io.StringIO(read(LABELS)), keep_default_na=False, dtype={"label": str})[
+            ["label", "f1", "support"]
+        ]
         known = [float(evaluation[metric]) for metric in bootstrap.METRICS]
         path = PREDICTIONS.format(evaluation["model"])
     except FileNotFoundError as error:
@@ -71,7 +73,7 @@ def result(name: str, read: Reader) -> Result:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Problem(f"{name}: its metrics or {LABELS} are not as dvc repro writes them: {error!r}") from None
     try:
-        predictions = _table(read(path))[["image", "video", "label", "prediction", "probability"]]
+        predictions = read_predictions(io.StringIO(read(path)))[COLUMNS]
     except FileNotFoundError as error:
         return Result(name, evaluation, training, labels, None, f"{path}: {error.strerror or 'no such file'}")
     except (ValueError, KeyError) as error:
@@ -80,12 +82,6 @@ def result(name: str, read: Reader) -> Result:
     if abs(bootstrap.scores(counts) - known).max() > 1e-5:
         raise Problem(f"{name}: {EVALUATION} is not of {path}; run dvc repro there first")
     return Result(name, evaluation, training, labels, predictions)
-
-
-def _table(text: str) -> pd.DataFrame:
-    # Names may be NA, 1 or 007; a label named as a column follows the columns proper.
-    names = dict.fromkeys(("image", "video", "label", "prediction"), str)
-    return pd.read_csv(io.StringIO(text), keep_default_na=False, dtype=names)
 
 
 def compare(a: Result, b: Result, *, every: bool = False) -> Comparison:

@@ -10,26 +10,13 @@ from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 from stages.common import bootstrap, parameters, problem
 from stages.common.calibration import calibration_error
 from stages.common.files import lock, write_csv, write_json
+from stages.common.predictions import COLUMNS, PREDICTIONS, read_predictions
 from stages.common.problem import Problem
 from stages.common.scores import f1
 
-PREDICTIONS = "models/{}/predictions.csv"
-COLUMNS = ["image", "video", "label", "prediction", "probability"]
 METRICS = Path("metrics/evaluation.json")
 LABELS = Path("plots/labels.csv")
 CONFUSION = Path("plots/confusion.csv")
-
-
-def read(path: Path) -> pd.DataFrame:
-    """The table that infer writes: `COLUMNS`, all str but the probability, and one column a label.
-
-    Raises:
-        Problem: no such file.
-    """
-    if not path.is_file():
-        raise Problem(f"{path}: no such predictions; make them with dvc repro")
-    text = [column for column in COLUMNS if column != "probability"]
-    return pd.read_csv(path, keep_default_na=False, dtype=dict.fromkeys(text, str))
 
 
 def score(predictions: pd.DataFrame) -> dict[str, Any]:
@@ -67,7 +54,9 @@ def report(predictions: pd.DataFrame, labels: list[str]) -> pd.DataFrame:
 def main() -> None:
     model = parameters.load().model
     path = Path(PREDICTIONS.format(model))
-    predictions = read(path)
+    if not path.is_file():
+        raise Problem(f"{path}: no such predictions; make them with dvc repro")
+    predictions = read_predictions(path)
     # Not from the table: a label may be named as a column is, and pandas renames the second one.
     with path.open(encoding="utf-8", newline="") as file:
         labels = next(csv.reader(file))[len(COLUMNS) :]

@@ -16,6 +16,7 @@ from stages.common.files import lock, new_file, write_csv
 from stages.common.networks import TAKES, after_backbone
 from stages.common.parameters import MODELS, Pretrained, Scratch
 from stages.common.parts import SPLIT, choose, labels_of, read_split
+from stages.common.predictions import PREDICTIONS
 from stages.common.problem import Problem
 from stages.common.progress import progress
 from stages.common.resuming import code, resumable, state
@@ -24,7 +25,6 @@ from stages.common.saving import load
 RESIZED = Path("data/resized")
 FEATURES = Path("data/features")
 MODEL = "models/{}/model.keras"
-OUT = "models/{}/predictions.csv"
 BATCH = 32
 
 
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def _run(name: str, section: Scratch | Pretrained) -> None:
-    stage, path, out = f"infer-{name}", Path(MODEL.format(name)), Path(OUT.format(name))
+    stage, path, out = f"infer-{name}", Path(MODEL.format(name)), Path(PREDICTIONS.format(name))
     model, labels = load(path)
     split = read_split()
     if (known := labels_of(split)) != labels:

@@ -12,6 +12,7 @@ from stages.common import page, parameters, problem
 from stages.common.chunks import Rows
 from stages.common.files import lock, new_file, write_json
 from stages.common.parts import read_split
+from stages.common.predictions import PREDICTIONS, read_predictions
 from stages.common.problem import Problem
 
 METRICS = Path("metrics/training.json")
@@ -86,7 +87,6 @@ def main() -> None:
     cost = training(stages["train"], stages.get("features", {}), validation)
     split = read_split()
     counts = split.loc[split["part"] == "train", "label"].value_counts()
-    text = dict.fromkeys(("image", "video", "label", "prediction"), str)
     results = page.Results(
         parameters=_parameters(values),
         commit=commit(),
@@ -97,7 +97,7 @@ def main() -> None:
         training=cost,
         curves=pd.read_csv(f"plots/train-{model}.csv"),
         labels=pd.read_csv("plots/labels.csv", keep_default_na=False, dtype={"label": str}),
-        predictions=pd.read_csv(f"models/{model}/predictions.csv", keep_default_na=False, dtype=text),
+        predictions=read_predictions(Path(PREDICTIONS.format(model))),
         majority=min(counts[counts == counts.max()].index),
     )
     html = page.page(results, Rows(Path("data/resized"), "pixels").read)

@@ -11,7 +11,7 @@ import yaml
 from tabulate import tabulate
 
 from stages.common import problem
-from stages.common.parameters import MODELS
+from stages.common.parameters import MODELS, flat
 from stages.common.problem import Problem
 from stages.common.revisions import Reader, reader, repository
 
@@ -70,14 +70,6 @@ def _used(parameters: dict[str, Any]) -> dict[str, Any]:
     """Those that matter: not the sections of models that were not chosen."""
     others = set(MODELS) - {parameters.get("model")}
     return {key: value for key, value in parameters.items() if key.split(".")[0] not in others}
-
-
-def flat(values: dict[str, Any], before: str = "") -> dict[str, Any]:
-    """Nested parameters by dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= flat(value, f"{before}{key}.") if isinstance(value, dict) else {f"{before}{key}": value}
-    return found
 
 
 def read(names: list[str]) -> list[Experiment]:

@@ -10,6 +10,7 @@ from sklearn.metrics import f1_score
 
 from stages import evaluate, report
 from stages.common import bootstrap
+from stages.common.predictions import read_predictions
 
 
 def predictions(truth: list[str], predicted: list[str]) -> pd.DataFrame:
@@ -71,7 +72,7 @@ def test_evaluate_writes_what_follows_from_the_predictions(workspace: Path) -> N
         "1.jpg,1,a,a,0.7,0.7,0.3\n2.jpg,1,a,NA,0.6,0.4,0.6\n3.jpg,NA,NA,NA,0.9,0.1,0.9\n"
     )
     evaluate.main()
-    read = evaluate.read(path)
+    read = read_predictions(path)
     assert list(read["label"]) == ["a", "a", "NA"]
     metrics = json.loads(evaluate.METRICS.read_text())
     assert list(metrics) == [

@@ -10,6 +10,7 @@ import pytest
 from stages import features, infer
 from stages.common import chunks, networks, saving
 from stages.common.backend import keras
+from stages.common.predictions import PREDICTIONS
 from stages.common.problem import Problem
 from tests.conftest import set_parameters
 
@@ -36,7 +37,7 @@ def save(model: keras.Model, name: str) -> keras.Model:
 def run(name: str, monkeypatch: pytest.MonkeyPatch) -> pd.DataFrame:
     monkeypatch.setattr(sys, "argv", ["infer", name])
     infer.main()
-    return pd.read_csv(infer.OUT.format(name))
+    return pd.read_csv(PREDICTIONS.format(name))
 
 
 def test_each_test_image_gets_the_probability_of_each_label(

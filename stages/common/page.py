@@ -83,7 +83,7 @@ def page(results: Results, read: Callable[[list[str]], np.ndarray]) -> str:
         by_video=results.parameters["split"]["group"] == "video",
         majority=results.majority,
         facts=_facts(results),
-        parameters=_flat(results.parameters),
+        parameters=parameters.flat(results.parameters).items(),
         labels=results.labels.to_dict("records"),
         confusion=_confusion(results),
         failures=_failures(results, right),
@@ -147,13 +147,6 @@ def _weights(values: dict[str, Any]) -> str:
         return "random"
     auto = "random" if values["data"] == parameters.SAMPLE else "imagenet"
     return f"{auto} (auto)" if values["weights"] == "auto" else str(values["weights"])
-
-
-def _flat(values: dict[str, Any], before: str = "") -> list[tuple[str, str]]:
-    rows: list[tuple[str, str]] = []
-    for key, value in values.items():
-        rows += _flat(value, f"{before}{key}.") if isinstance(value, dict) else [(f"{before}{key}", str(value))]
-    return rows
 
 
 def _training_line(cost: dict[str, Any]) -> str:

@@ -192,3 +192,11 @@ def _keys(location: tuple[int | str, ...]) -> list[str]:
     for key in location:
         section = section.model_fields[str(key)].annotation
     return list(section.model_fields)
+
+
+def flat(values: dict[str, Any], before: str = "") -> dict[str, Any]:
+    """Nested parameters by dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{before}{key}.") if isinstance(value, dict) else {f"{before}{key}": value}
+    return found
