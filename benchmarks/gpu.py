@@ -4,7 +4,7 @@
 
 Images, labels and weights are random: none of them changes the speed. Each model is measured at the images' own size and at its
 `input_size`, in float32 (which JAX may multiply as TF32) and in bfloat16, by the pipeline's own functions, beside what the card
-itself can do: a product of matrices, and the backbone alone on images that it has in its memory.
+itself can do: a product of matrices, and the backbone alone, as the stage runs it, on images that it has in its memory.
 Needs 5 GB in the temporary folder ($TMPDIR). Without a GPU everything is small: a dry run.
 """
 
@@ -253,7 +253,7 @@ def measure(
                 folder = Path(work)
                 keras.backend.clear_session()
                 model = networks.backbone(name, scale.side, input_size, "random", examples, precision)
-                rate, batch = best_forward(model, scale)
+                rate, batch = best_forward(networks.folded(model), scale)
                 speed = rate * flop(model)
                 seconds, extracted = extraction(model, source, folder)
                 save(model, folder / features.BACKBONE, [])
