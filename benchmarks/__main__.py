@@ -34,7 +34,7 @@ RESULTS = Path(__file__).parent / "results"
 def hardware() -> str:
     """Date, commit, processor and versions, in one line."""
     commit = _shown("git", "rev-parse", "--short", "HEAD")
-    if _shown("git", "status", "--porcelain", "--untracked-files=no", "--", ":/", f":!{RESULTS}"):
+    if _shown("git", "status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude,top)benchmarks/results"):
         commit += " with changes"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return (

@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from stages.common.decoding import BadImage, decode
 from stages.common.files import write_csv
 from stages.common.parts import read_split
 from stages.common.problem import Problem
-from tests.conftest import set_parameters
+from tests.conftest import ROOT, set_parameters
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (6, 8, 3), dtype=np.uint8)).resize(
     (80, 60), Image.Resampling.BICUBIC
@@ -242,6 +244,21 @@ def test_names_of_all_kinds_arrive(workspace: Path, drawn: Path) -> None:
     chunked_resize.main()
     assert list(Rows(chunked_resize.OUT, "pixels").places) == rows
     assert list(read_split()["image"]) == rows
+
+
+def test_more_chunks_than_a_process_may_open_are_read(tmp_path: Path) -> None:
+    for number in range(80):
+        pixels = np.full((1, 2, 2, 3), number, np.uint8)
+        chunks.write(tmp_path / f"{number:05d}.h5", [f"{number}.jpg"], {"pixels": pixels})
+    code = """if True:
+        import resource, sys
+        from pathlib import Path
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        from stages.common.chunks import Rows
+        rows = Rows(Path(sys.argv[1]), "pixels").read([f"{number}.jpg" for number in range(80)] * 2)
+        assert rows.max(axis=(1, 2, 3)).tolist() == [*range(80)] * 2
+    """
+    subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, check=True)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
