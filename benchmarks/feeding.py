@@ -24,7 +24,7 @@ EPOCHS = 20
 NOTES = f"""
 {IMAGES} photographs, and random features for {LABELLED:,}; random labels; epochs in turn, medians of {EPOCHS} pairs after a first one; images a second.
 *Memory*: the very same batches, made before the clock starts. Augmentation is work, not feeding: its row is there to show what
-it costs. A step of the head takes less than a millisecond, and its 32 rows are never in the processor's cache.
+it costs. A step of the head takes less than a millisecond, and its 32 rows are rarely in the processor's cache.
 """
 
 

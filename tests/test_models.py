@@ -125,6 +125,7 @@ def test_folding_takes_in_what_follows_a_convolution_alone() -> None:
     np.testing.assert_allclose(folded.predict_on_batch(values), model.predict_on_batch(values), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_weights_file_is_loaded_and_another_networks_is_refused(
     backbones: dict[str, keras.Model], tmp_path: Path
 ) -> None:
