@@ -2,10 +2,10 @@
 
     GITHUB_TOKEN=… GITHUB_REPOSITORY=owner/name HEAD=owner:branch HEAD_SHA=… CONCLUSION=… RUN=… python3 .ci/comment.py REPORT
 
-CONCLUSION and RUN are the outcome and the address of the run that wrote the report. Where it wrote none, that is said.
+CONCLUSION and RUN are the result and the address of the run that wrote the report. If it wrote none, the comment says so.
 
-Runs with the right to write, so it runs no code of the pull request, and takes nothing of it but the report's text. It
-needs nothing that is not in Python.
+This runs with the right to write, so it runs no code of the pull request, and reads nothing of it but the report's text. It
+needs nothing but Python.
 """
 
 import json
@@ -19,12 +19,12 @@ from typing import Any
 
 MARK = "<!-- results of this pull request -->"
 BOT = "github-actions[bot]"
-LIMIT = 64_000  # GitHub takes 65,536 signs
+LIMIT = 64_000  # GitHub accepts 65,536 characters
 PAGE = 100
 
 
 def ask(method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-    """One request to GitHub's API; what it answers."""
+    """The answer of GitHub's API to one request."""
     url = os.environ.get("GITHUB_API_URL", "https://api.github.com") + path
     if not url.startswith(("https://", "http://127.0.0.1")):
         sys.exit(f"error: GITHUB_API_URL is {url}; expected https")
@@ -50,8 +50,10 @@ def pull_request(repository: str, head: str, sha: str) -> int | None:
 
 
 def comment_of(report: Path) -> str:
-    """What is known for sure, and then the report, which nobody is told of by name."""
+    """The facts about the run, and then the report, without mentions of people."""
     header = f"{MARK}\n[Run]({os.environ['RUN']}) of {os.environ['HEAD_SHA']}: **{os.environ['CONCLUSION']}**."
+    if report.is_symlink():  # it could lead to any file of this machine
+        return f"{header} Its report is a link: refused."
     if not report.is_file():
         return f"{header} It wrote no report."
     text = report.read_text(encoding="utf-8", errors="replace").replace("@", "@\u200b")
@@ -78,7 +80,7 @@ def main() -> None:
     repository = os.environ["GITHUB_REPOSITORY"]
     number = pull_request(repository, os.environ["HEAD"], os.environ["HEAD_SHA"])
     if number is None:
-        print("not exactly one open pull request has this commit as its last one: nothing to say")
+        print("not exactly one open pull request has this commit as its last one: no comment")
         return
     comment = own_comment(repository, number)
     if comment is None:

@@ -1,12 +1,12 @@
-"""What a pull request changes: is dvc.lock up to date, are its metrics those that are obtained, and what do they mean.
+"""Check the results of a pull request: is dvc.lock up to date, are the metrics reproducible, and what do they change.
 
     python .ci/pull_request.py TARGET REPORT
 
-TARGET is a commit of the branch that it is for; REPORT is the Markdown file to write. Run it in a clean clone at the pull
-request's commit. Exit code 1 where dvc.lock or the metrics are not what they should be; the report says why.
+TARGET is a commit of the target branch; REPORT is the Markdown file to write. Run it at the root of a clean clone, at
+the pull request's commit. Exit code 1 if dvc.lock or the metrics are wrong, or if a part fails; the report says why.
 """
 
-import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -15,28 +15,30 @@ from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import committed
+
+from stages.common.runtime import paths
+from stages.common.runtime.parameters import Parameters, parse_yaml
+
 GOALS = ["evaluate", "report"]
-EVALUATION = "metrics/evaluation.json"
-METRICS = ("macro_f1", "weighted_f1", "accuracy")
-# On another processor rounding differs, and the CNN from scratch with it (README, "The same bytes twice").
-TOLERANCE = 0.15
-CHECK = "params"  # writes the same whatever the parameters are: nothing runs because it has run
+CHECK = "params"  # its output never changes, so no other stage runs because this one has run
 ABSENT = ("deleted", "not in cache")
 REF = "refs/comparison/target"
-# What goes wrong in dvc, git and their files, as opposed to here; the log has its words.
-TROUBLE = (subprocess.CalledProcessError, DvcException, yaml.YAMLError, OSError, ValueError, KeyError, TypeError)
+# Errors in dvc, git and the files of the pull request, not bugs of this script; the log has their messages.
+EXPECTED_ERRORS = (subprocess.CalledProcessError, DvcException, OSError, ValueError, KeyError, TypeError)
 
 
-class Failed(Exception):
+class CheckError(Exception):
     """Why the pull request can't be merged as it is, in Markdown."""
 
 
 def run(*command: str, folder: Path = Path()) -> str:
-    """What a command prints. Its stderr goes where this program's goes.
+    """The stdout of a command. Its stderr is not captured.
 
     Raises:
         subprocess.CalledProcessError: it failed.
@@ -45,83 +47,98 @@ def run(*command: str, folder: Path = Path()) -> str:
 
 
 def stale() -> list[str]:
-    """The stages of the chosen data and model that `dvc repro` would run, in order; absent outputs are no reason."""
+    """The stages of the chosen data and model that `dvc repro` would run, in order. Absent outputs are not a reason."""
     with Repo() as repo:
         status = repo.status(targets=GOALS, with_deps=True)
         chosen = {stage for goal in GOALS for stage, _ in repo.stage.collect_granular(goal, with_deps=True)}
-        made = {out.fs_path: out.hash_info for stage in chosen for out in stage.outs}
+        outputs = {out.fs_path: out.hash_info for stage in chosen for out in stage.outs}
         changed = {
             stage
             for stage in chosen
             if any(map(_matters, status.get(stage.addressing, [])))
-            or any(made.get(dep.fs_path, dep.hash_info) != dep.hash_info for dep in stage.deps)
+            or any(outputs.get(dep.fs_path, dep.hash_info) != dep.hash_info for dep in stage.deps)
         }
-        order = list(_order(chosen, made))
+        order = list(_order(chosen, set(outputs)))
     found: list[Any] = []
     for stage in order:
-        anew = {out.fs_path for other in found if other.addressing != CHECK for out in other.outs}
-        if stage in changed or any(dep.fs_path in anew for dep in stage.deps):
+        made_again = {out.fs_path for other in found if other.addressing != CHECK for out in other.outs}
+        if stage in changed or any(dep.fs_path in made_again for dep in stage.deps):
             found.append(stage)
     return [stage.addressing for stage in found]
 
 
-def _order(stages: set[Any], made: dict[str, Any]) -> Iterator[Any]:
-    """Each stage after those whose outputs it needs."""
+def _order(stages: set[Any], outputs: set[str]) -> Iterator[Any]:
+    """Each stage after the stages whose outputs it needs; `outputs` are the paths of all outputs."""
     done: set[str] = set()
     left = sorted(stages, key=lambda stage: str(stage.addressing))
     while left:
-        stage = next(each for each in left if all(dep.fs_path in done or dep.fs_path not in made for dep in each.deps))
+        stage = next(
+            each for each in left if all(dep.fs_path in done or dep.fs_path not in outputs for dep in each.deps)
+        )
         left.remove(stage)
         done |= {out.fs_path for out in stage.outs}
         yield stage
 
 
 def _matters(change: dict[str, Any] | str) -> bool:
-    """Whether an entry of `dvc status` is more than a file that a fresh clone has not."""
+    """Whether an entry of `dvc status` is more than a file that a fresh clone does not have."""
     return change not in ABSENT if isinstance(change, str) else any(map(_matters, change.values()))
 
 
 def check_lock(target: str) -> str:
-    """Raises: Failed: `dvc repro` would run something."""
+    """Say that dvc.lock is up to date.
+
+    Raises:
+        CheckError: `dvc repro` would run something.
+    """
     if not (stages := stale()):
         return "dvc.lock is up to date with code and parameters."
     names = "\n".join(f"- `{name}`" for name in stages)
     with clone_of(target) as clone, chdir(clone):
         before = stale()
-    also = f"\n\nThe target branch is not up to date either: there it would run {', '.join(before)}." if before else ""
-    raise Failed(
-        f"**dvc.lock is not up to date.** `dvc repro` would run\n\n{names}\n\nRun it, and commit dvc.lock, "
+    also = f"\n\nThe target branch is not up to date either: it would run {', '.join(before)}." if before else ""
+    raise CheckError(
+        f"**dvc.lock is not up to date.** `dvc repro` would run\n\n{names}\n\nRun it, then commit dvc.lock, "
         f"data/dvc.lock, models/dvc.lock, metrics and plots.{also}"
     )
 
 
 def check_metrics() -> str:
-    """Reproduce, and compare with what is committed.
+    """Reproduce the results, and compare them with the committed ones.
 
     Raises:
-        Failed: the metrics are not those that are committed.
+        CheckError: they differ.
     """
-    committed = json.loads(run("git", "show", f"HEAD:{EVALUATION}"))
+    model = read_parameters().model
     run("dvc", "repro", *GOALS)
-    # Where the predictions have the bits of the lock, dvc would take the scores that are committed for made of them.
+    # If the predictions have the hash that dvc.lock has, dvc trusts the committed scores: compute them again.
     run("dvc", "repro", "--force", "--single-item", *GOALS)
-    obtained = json.loads(Path(EVALUATION).read_text(encoding="utf-8"))
-    gaps = {name: abs(obtained[name] - committed[name]) for name in METRICS}
-    pairs = "; ".join(f"{name} {committed[name]:.4f} committed, {obtained[name]:.4f} obtained" for name in METRICS)
-    if obtained["model"] != committed["model"] or max(gaps.values()) > TOLERANCE:
-        raise Failed(f"**The committed metrics are not those obtained** (tolerance {TOLERANCE}): {pairs}.")
-    same = "the same" if not any(gaps.values()) else f"within {max(gaps.values()):.4f} (tolerance {TOLERANCE})"
-    return f"The committed metrics are those obtained: {same}. {pairs}."
+    wrong, exact = committed.check(
+        lambda path: run("git", "show", f"HEAD:{path}"), lambda path: path.read_text(encoding="utf-8"), model
+    )
+    if wrong:
+        listed = "\n".join(f"- {each}" for each in wrong)
+        raise CheckError(f"**The committed results are not reproduced:**\n\n{listed}")
+    how = "exactly" if exact else f"within {committed.TOLERANCE}: this processor rounds differently"
+    return (
+        f"The committed results of {model} are reproduced {how}. Not compared: {', '.join(committed.TIME)} (time), and the "
+        "curves of other models."
+    )
 
 
-def data() -> str:
-    """The parameter `data`."""
-    return str(yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))["data"])
+def read_parameters() -> Parameters:
+    """The content of params.yaml.
+
+    Raises:
+        OSError, ValueError: it can't be read, or is wrong.
+    """
+    # Not parameters.load(): that requires the data, and a data set of one's own is on no other machine.
+    return Parameters.model_validate(parse_yaml(paths.PARAMETERS.read_bytes()))
 
 
 @contextmanager
 def clone_of(target: str) -> Iterator[Path]:
-    """A clone at that commit, which shares DVC's cache with this one."""
+    """A clone at the commit `target` that shares DVC's cache with this one."""
     cache = run("dvc", "cache", "dir").strip()
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder) / "clone"
@@ -132,10 +149,10 @@ def clone_of(target: str) -> Iterator[Path]:
 
 
 @contextmanager
-def reproduced(target: str) -> Iterator[str]:
-    """A revision with the target branch's results as this machine obtains them.
+def reproduced_revision(target: str) -> Iterator[str]:
+    """A revision with the results of `target`, reproduced on this machine.
 
-    What has the bits of this machine can be compared: the outputs of the commit itself may be nowhere at hand.
+    It can be compared image by image; the predictions that belong to the commit itself may be nowhere available.
     """
     settings = (
         "user.name=comparison",
@@ -153,7 +170,7 @@ def reproduced(target: str) -> Iterator[str]:
             "-q",
             "--allow-empty",
             "-m",
-            "Obtained",
+            "Reproduced",
             folder=clone,
         )
         run("git", "fetch", "-q", "--no-tags", str(clone), f"+HEAD:{REF}")
@@ -163,22 +180,22 @@ def reproduced(target: str) -> Iterator[str]:
         run("git", "update-ref", "-d", REF)
 
 
-def comparison(target: str, *, here: bool) -> str:
-    """`stages.compare` of the target branch and this one, as Markdown.
+def comparison(target: str, *, reproduce: bool) -> str:
+    """What `commands.compare` says about the target branch and this one, as Markdown.
 
     Args:
         target: a commit.
-        here: with the results as this machine obtains them, not with what DVC has of both commits.
+        reproduce: compare the results reproduced on this machine, not those that DVC has of both commits.
     """
-    compare = (sys.executable, "-m", "stages.compare", "--md")
-    if not here:
+    compare = (sys.executable, "-m", "commands.compare", "--md")
+    if not reproduce:
         return run(*compare, target, "HEAD")
-    with reproduced(target) as revision:
+    with reproduced_revision(target) as revision:
         return run(*compare, revision, "workspace").replace(revision, "the target branch")
 
 
 def differences(target: str) -> str:
-    """What is committed here against what is committed there: metrics and parameters."""
+    """The committed metrics and parameters against those of the target branch."""
     parts = []
     for title, what in (("Metrics", "metrics"), ("Parameters", "params")):
         table = run("dvc", what, "diff", "--md", target, "HEAD").strip().replace(target, "target branch")
@@ -189,8 +206,17 @@ def differences(target: str) -> str:
 def main() -> None:
     if len(sys.argv) != 3:
         sys.exit("usage: python .ci/pull_request.py TARGET REPORT")
-    target = run("git", "rev-parse", "--verify", f"{sys.argv[1]}^{{commit}}").strip()
-    report = Path(sys.argv[2]).resolve()
+    try:
+        target = run("git", "rev-parse", "--verify", "--quiet", f"{sys.argv[1]}^{{commit}}").strip()
+    except subprocess.CalledProcessError:
+        sys.exit(f"error: {sys.argv[1]} is not a commit of this clone; a shallow one needs git fetch --unshallow")
+    report = Path(sys.argv[2]).absolute()
+    if (
+        not report.parent.is_dir()
+        or report.is_dir()
+        or not os.access(report if report.exists() else report.parent, os.W_OK)
+    ):
+        sys.exit(f"error: {report} can't be written; expected the name of a file in a folder that exists")
     parts, failed = ["## Results of this pull request"], False
 
     def attempt(what: str, part: Callable[[], str]) -> bool:
@@ -198,26 +224,27 @@ def main() -> None:
         try:
             parts.append(part())
             return True
-        except Failed as why:
-            parts.append(str(why))
-        except TROUBLE as error:
+        except CheckError as error:
+            parts.append(str(error))
+        except EXPECTED_ERRORS as error:
             parts.append(f"**{what} failed** ({type(error).__name__}); the log says why.")
             print(f"{what}: {error}", file=sys.stderr)
         failed = True
         return False
 
-    # The drawn sample alone is on every machine.
-    sample = attempt("Reading params.yaml", lambda: f"data: `{data()}`") and data() == "data/raw/sample"
+    # Every machine can make the synthetic sample, but no other data.
+    readable = attempt("Reading params.yaml", lambda: f"data: `{read_parameters().data}`")
+    sample = readable and read_parameters().uses_sample
     good = attempt("Comparing dvc.lock with code and parameters", lambda: check_lock(target))
     if good and sample:
         good = attempt("Reproducing the results", check_metrics)
     elif good:
         parts.append(
-            "Not reproduced, as that data is not here: nothing says that the committed metrics are those obtained."
+            "Not reproduced, because these data are not available here: the committed metrics are not checked."
         )
     attempt("Showing differences", lambda: differences(target))
     parts.append("### Against the target branch")
-    attempt("Comparing with the target branch", lambda: comparison(target, here=good and sample))
+    attempt("Comparing with the target branch", lambda: comparison(target, reproduce=good and sample))
     report.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     print(report.read_text(encoding="utf-8"))
     sys.exit(failed)

@@ -3,22 +3,22 @@
     pip install -r benchmarks/requirements.txt
     python -m benchmarks PHOTOGRAPHS [--parts NAME ...]
 
-PHOTOGRAPHS is a folder in MPII's layout, whose photographs have activities. Each part compares both sides in one run; all
-take three quarters of an hour on two cores. What the recipe's choices are worth is benchmarks.ablation's matter, what a GPU
-does benchmarks.gpu's.
+PHOTOGRAPHS is a folder in MPII's layout, whose photographs have activities. Each part measures the project and what it is
+compared with in one run; all parts take three quarters of an hour on two cores. benchmarks.ablation measures the choices of
+the recipe, benchmarks.gpu a GPU.
 """
 
 import argparse
 import datetime
 import importlib
-import os
 import platform
 import subprocess
 import tempfile
 from pathlib import Path
 
-from stages.common import problem
-from stages.common.files import new_file
+from stages.common.runtime import errors
+from stages.common.runtime.files import write_text
+from stages.common.runtime.workers import available_cores
 
 PARTS = {
     "resizing": "Resizing",
@@ -36,10 +36,8 @@ def hardware() -> str:
     commit = _shown("git", "rev-parse", "--short", "HEAD")
     if _shown("git", "status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude,top)benchmarks/results"):
         commit += " with changes"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return (
-        f"{datetime.date.today()}, commit {commit}, {cores} cores of {_processor()}, Python {platform.python_version()}"
-    )
+    cores = f"{available_cores()} cores of {_processor()}"
+    return f"{datetime.date.today()}, commit {commit}, {cores}, Python {platform.python_version()}"
 
 
 def _shown(*command: str) -> str:
@@ -65,10 +63,9 @@ def main() -> None:
         shown = table.astype(object).where(table.notna(), None)
         markdown = shown.to_markdown(index=False, floatfmt=".4g", missingval="")
         text = f"# {PARTS[name]}\n\n{hardware()}\n\n{markdown}\n\n{part.NOTES.strip()}\n"
-        with new_file(RESULTS / f"{name}.md") as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(RESULTS / f"{name}.md", text)
         print(text)
 
 
 if __name__ == "__main__":
-    problem.run(main)
+    errors.run(main)

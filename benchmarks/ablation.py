@@ -30,19 +30,24 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from stages import annotate, chunked_resize, features, train
-from stages.common import batches, chunks, fitting, layout, networks, parameters, problem, workers
-from stages.common.backend import keras
-from stages.common.calibration import calibration_error
-from stages.common.decoding import decode
-from stages.common.files import write_csv
-from stages.common.imbalance import Loss, make_loss
-from stages.common.parameters import Pretrained
-from stages.common.saving import save
-from stages.common.scores import f1
+from stages import annotate, chunked_resize, features
+from stages.common.dataset import chunks
+from stages.common.evaluation.calibration import calibration_error
+from stages.common.evaluation.scores import f1
+from stages.common.images import layout
+from stages.common.images.decoding import decode
+from stages.common.networks import backbones, heads
+from stages.common.networks.serialization import head_of, save
+from stages.common.recipes import pretrained
+from stages.common.runtime import errors, parameters, paths, workers
+from stages.common.runtime.backend import keras
+from stages.common.runtime.errors import UserError
+from stages.common.runtime.files import write_csv
+from stages.common.runtime.parameters import Pretrained
+from stages.common.training import batches, trainer
+from stages.common.training.losses import Loss, make_loss
 
 MODEL = "mobilenetv2"
-LAST_LAYER = "out_relu"  # of the backbone
 FOLDS = 5
 REPEATS = 3
 PROCESSES = 2
@@ -87,7 +92,7 @@ def _optimizer(make: Callable[[float, int], Any]) -> Patches:
 
 
 _ADAM = keras.optimizers.Adam
-_VALIDATE = fitting.validate
+_VALIDATE = trainer.validate
 
 
 def _cosine(rate: float, steps: int) -> Any:
@@ -106,11 +111,11 @@ def _averaged(steps: int) -> list[Any]:
         return _VALIDATE(model, *arguments)
 
     average = _optimizer(lambda rate, steps: _ADAM(rate, use_ema=True, ema_momentum=0.9))
-    return [*average(steps), patch.object(fitting, "validate", validate)]
+    return [*average(steps), patch.object(trainer, "validate", validate)]
 
 
 def _flattened(steps: int) -> list[Any]:
-    return [patch.object(networks, "head", _flatten_head)]
+    return [patch.object(pretrained, "make_head", _flatten_head)]
 
 
 _PLAIN = {"l2": 0.0, "imbalance": "class_weight", "refit": False}
@@ -142,7 +147,7 @@ ROWS = {
     "roots of the features, their direction, l2 300": Row(base=REFERENCE, change={"l2": 300.0}, roots=True),
     "dropout 0.2": Row(base=REFERENCE, change={"dropout": 0.2}),
     "imbalance none, label smoothing 0.1": Row(
-        base="imbalance none", patches=lambda steps: [patch.object(fitting, "make_loss", _smoothed)]
+        base="imbalance none", patches=lambda steps: [patch.object(trainer, "make_loss", _smoothed)]
     ),
     "no refit, cosine decay, 2 epochs of warm-up, no early stop": Row(
         base="+ l2 100", change={"epochs": EPOCHS, "patience": EPOCHS}, patches=_optimizer(_cosine)
@@ -223,19 +228,19 @@ def resized(work: Path, data: Path, names: list[str], size: int, pixels: str) ->
 
 def extracted(work: Path, source: Path, chosen: Pretrained, own_scale: bool) -> Path:
     """The features of a folder of chunk files, and the backbone."""
-    input_size, dataset = chosen.input_size, networks.TAKES[chosen.head]
+    input_size, dataset = chosen.input_size, chosen.features
     folder = work / f"{source.name}-{input_size}-{chosen.precision}-{dataset}{'' if own_scale else '-unit'}"
     if not folder.exists():
         folder.mkdir()
-        family = networks.BACKBONES[MODEL]
+        family = backbones.BACKBONES[MODEL]
         changed = family if own_scale else family._replace(scale=_unit_scale)
-        with patch.dict(networks.BACKBONES, {MODEL: changed}):
+        with patch.dict(backbones.BACKBONES, {MODEL: changed}):
             shape = chunks.Rows(source, "pixels").shape
-            backbone = networks.backbone(
+            backbone = backbones.backbone(
                 MODEL, shape[0], input_size, "imagenet", np.empty((0, *shape), np.uint8), chosen.precision
             )
         features.extract(backbone, source, folder, dataset, f"features of {folder.name}")
-        save(backbone, folder / "backbone.keras", [])
+        save(backbone, folder / paths.backbone(MODEL).name, [])
     return folder
 
 
@@ -253,7 +258,11 @@ def merged(work: Path, plain: Path, mirrored: Path, kind: str) -> Path:
                 chunks.write(folder / path.name, names, {"pooled": pooled})
                 marked = [f"mirrored {name}" for name in names]
                 chunks.write(folder / f"mirrored-{path.name}", marked, {"pooled": other})
-        save(keras.saving.load_model(plain / "backbone.keras", compile=False), folder / "backbone.keras", [])
+        save(
+            keras.saving.load_model(plain / paths.backbone(MODEL).name, compile=False),
+            folder / paths.backbone(MODEL).name,
+            [],
+        )
     return folder
 
 
@@ -283,10 +292,8 @@ def _logits(model: keras.Model, job: Job, folder: Path, names: list[str]) -> np.
     """From the features where the backbone is as it was, else from the images."""
     if job.section.fine_tune_epochs:
         rows, part = chunks.Rows(job.resized, "pixels"), model
-    elif job.section.head == "softmax":
-        rows, part = chunks.Rows(folder, "pooled"), keras.Model(model.get_layer("pool").output, model.output)
     else:
-        rows, part = chunks.Rows(folder, "maps"), keras.Model(model.get_layer(LAST_LAYER).output, model.output)
+        rows, part = chunks.Rows(folder, job.section.features), head_of(model)
     starts = range(0, len(names), 64)
     return np.concatenate([np.asarray(part.predict_on_batch(rows.read(names[start : start + 64]))) for start in starts])
 
@@ -335,13 +342,12 @@ def run(job: Job) -> Result:
         stack.enter_context(_silent())
         done = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if not rooted(row):
-            stack.enter_context(patch.object(networks, "_direction", lambda pooled: pooled))
-        for change in [patch.object(train, "RESIZED", job.resized), *row.patches(steps)]:
+            stack.enter_context(patch.object(heads, "_direction", lambda pooled: pooled))
+        places = patch.multiple(paths, RESIZED=job.resized, features=lambda name: job.folder)
+        for change in [places, *row.patches(steps)]:
             stack.enter_context(change)
         keras.backend.clear_session()
-        model, _, _ = train.train_pretrained(
-            job.section, job.seed, job.split, job.folder, fitting.Log("ablation"), done
-        )
+        model = pretrained.train(MODEL, job.section, job.seed, job.split, trainer.Trainer("ablation", done)).model
     seconds = time.perf_counter() - start
     logits = _logits(model, job, job.folder, list(scored["image"]))
     if row.after == "mirror":
@@ -482,7 +488,7 @@ def main() -> None:
     videos = _groups(table, "video").nunique()
     largest = table["label"].value_counts().max() if len(table) else 0
     if table["label"].nunique() < 2 or videos < FOLDS or largest < FOLDS:
-        raise problem.Problem(
+        raise UserError(
             f"{arguments.data} has {len(table)} photographs of {table['label'].nunique()} {arguments.target} labels in {videos} "
             f"videos, at most {largest} of a label; expected two labels, {FOLDS} videos and {FOLDS} photographs of a label or more"
         )
@@ -498,7 +504,7 @@ def main() -> None:
         # One thread a process: the trainings are too small for more.
         os.environ |= {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "OMP_NUM_THREADS": "1"}
         with (
-            workers.dead("a training was killed, probably for lack of memory; run again with fewer --rows"),
+            workers.dead_worker("a training was killed, probably for lack of memory; run again with fewer --rows"),
             ProcessPoolExecutor(PROCESSES, mp_context=get_context("spawn"), initializer=workers.prepare) as pool,
         ):
             try:
@@ -516,4 +522,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    problem.run(main)
+    errors.run(main)

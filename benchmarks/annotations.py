@@ -1,4 +1,4 @@
-"""annotate and split, start-up included, on the annotation file of a folder; its images are stood in for by empty files."""
+"""annotate and split, start-up included, on the annotation file of a folder; empty files take the place of its images."""
 
 import shutil
 import statistics
@@ -8,17 +8,20 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import yaml
 
 from stages import annotate
-from stages.common import layout
+from stages.common.images import layout
+from stages.common.runtime import paths
+from stages.common.runtime.parameters import parse_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGETS = {"annotate": "<= 12 s on 24,987 rows", "split": "<= 3 s on 24,987 rows"}
 REPETITIONS = 5
 
 NOTES = """
-Each stage as a process, medians of 5. Reading MPII's annotation file is nearly all of annotate: SciPy's loadmat makes some
-millions of small objects.
+Each stage as a process, medians of 5. Nearly all of annotate's time is the reading of MPII's annotation file: SciPy's loadmat
+makes some millions of small objects.
 """
 
 
@@ -27,14 +30,14 @@ def measure(photographs: Path, work: Path) -> pd.DataFrame:
     source = layout.annotation_file(photographs)
     listed = annotate.read(source)
     folder = work / "photographs"
-    (folder / "images").mkdir(parents=True)
+    (folder / paths.MPII_IMAGES).mkdir(parents=True)
     shutil.copy(source, folder)
     for name in listed["image"]:
-        (folder / "images" / name).touch()
-    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+        (folder / paths.MPII_IMAGES / name).touch()
     target = "category" if listed.loc[listed["labelled"], "category"].nunique() > 1 else "activity"
-    text = text.replace("\ndata: data/raw/sample", "\ndata: photographs")
-    (work / "params.yaml").write_text(text.replace("\ntarget: category", f"\ntarget: {target}"), encoding="utf-8")
+    values = parse_yaml((ROOT / paths.PARAMETERS).read_text(encoding="utf-8"))
+    values |= {"data": folder.name, "target": target}
+    (work / paths.PARAMETERS).write_text(yaml.safe_dump(values), encoding="utf-8")
     rows = [
         {"what": f"{stage}, {len(listed)} rows", "seconds": _seconds(stage, work), "target": wanted}
         for stage, wanted in TARGETS.items()

@@ -11,10 +11,14 @@ import numpy as np
 import pandas as pd
 
 from stages import annotate, chunked_resize
-from stages.common import chunks, layout, networks, parameters
-from stages.common.backend import keras
-from stages.common.batches import Batches, Part, Shuffle
-from stages.common.imbalance import make_loss
+from stages.common.dataset import chunks
+from stages.common.images import layout
+from stages.common.networks.heads import make_head
+from stages.common.networks.scratch import scratch
+from stages.common.runtime import parameters
+from stages.common.runtime.backend import keras
+from stages.common.training.batches import Batches, Part, Shuffle
+from stages.common.training.losses import make_loss
 
 IMAGES = 640
 LABELS = 20
@@ -23,13 +27,13 @@ EPOCHS = 20
 
 NOTES = f"""
 {IMAGES} photographs, and random features for {LABELLED:,}; random labels; epochs in turn, medians of {EPOCHS} pairs after a first one; images a second.
-*Memory*: the very same batches, made before the clock starts. Augmentation is work, not feeding: its row is there to show what
-it costs. A step of the head takes less than a millisecond, and its 32 rows are rarely in the processor's cache.
+*Memory*: the same batches, made before the clock starts. Augmentation is not feeding but work: its row shows what it costs. A
+step of the head takes less than a millisecond, and its 32 rows are rarely in the processor's cache.
 """
 
 
 def measure(photographs: Path, work: Path) -> pd.DataFrame:
-    """Images a second of both sides: the CNN from scratch, plain and augmented, and a head on pooled features."""
+    """Images a second from files and from memory: the CNN from scratch, plain and augmented, and a head on pooled features."""
     values = parameters.load()
     folder = layout.images_folder(photographs)
     names = list(annotate.present(annotate.read(layout.annotation_file(photographs)), folder)["image"])[:IMAGES]
@@ -38,7 +42,7 @@ def measure(photographs: Path, work: Path) -> pd.DataFrame:
     chunked_resize.resize(names, folder, values.resize.size, values.resize.chunk, resized, 2)
     images = chunks.Rows(resized, "pixels")
     section = values.scratch
-    model = networks.scratch(values.resize.size, section.pool, section.filters, section.dropout, LABELS)
+    model = scratch(values.resize.size, section.pool, section.filters, section.dropout, LABELS)
     rows = [
         _compared("scratch", model, images, section.batch_size, augment=False),
         _compared("scratch, augmented", model, images, section.batch_size, augment=True),
@@ -51,7 +55,7 @@ def measure(photographs: Path, work: Path) -> pd.DataFrame:
         chunks.write(work / f"features/{start:06d}.h5", names, {"pooled": pooled})
     features = chunks.Rows(work / "features", "pooled")
     stored = keras.Input(features.shape)
-    head = networks.head("softmax", LABELS, 0.0, 1e-3, [pooled])
+    head = make_head("softmax", LABELS, 0.0, 1e-3, [pooled])
     rows.append(
         _compared(
             "head on pooled features",
@@ -74,13 +78,13 @@ def _compared(what: str, model: keras.Model, rows: chunks.Rows, batch_size: int,
     for epoch in range(EPOCHS + 1):
         batches = Batches(rows, part, LABELS, batch_size, Shuffle(1, epoch, augment))
         ready = [batches[number] for number in range(len(batches))]
-        sides: list[tuple[str, Iterable[tuple[np.ndarray, np.ndarray]]]] = [("files", batches), ("memory", ready)]
-        for side, data in sides[:: 1 if epoch % 2 else -1]:
+        sources: list[tuple[str, Iterable[tuple[np.ndarray, np.ndarray]]]] = [("files", batches), ("memory", ready)]
+        for source, data in sources[:: 1 if epoch % 2 else -1]:
             start = time.perf_counter()
             for features, targets in data:
                 model.train_on_batch(features, targets)
             if epoch:
-                speeds[side].append(len(part.names) / (time.perf_counter() - start))
+                speeds[source].append(len(part.names) / (time.perf_counter() - start))
     files, memory = (statistics.median(values) for values in speeds.values())
     ratio = statistics.median(ours / theirs for ours, theirs in zip(*speeds.values(), strict=True))
     target = {} if augment else {"target": ">= 0.95"}

@@ -3,8 +3,8 @@
     KERAS_BACKEND=jax python -m benchmarks.gpu [--images 25000] [--models vgg16 xception]
 
 Images, labels and weights are random: none of them changes the speed. Each model is measured at the images' own size and at its
-`input_size`, in float32 (which JAX may multiply as TF32) and in bfloat16, by the pipeline's own functions, beside what the card
-itself can do: a product of matrices, and the backbone alone, as the stage runs it, on images that it has in its memory.
+`input_size`, in float32 (which JAX may multiply as TF32) and in bfloat16, with the pipeline's own functions. What the card
+itself can do is measured as well: a product of matrices, and the backbone alone, as the stage runs it, on images in its memory.
 Needs 5 GB in the temporary folder ($TMPDIR). Without a GPU everything is small: a dry run.
 """
 
@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import redirect_stdout
+from contextlib import chdir, redirect_stdout
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -26,12 +26,21 @@ from unittest.mock import patch
 import numpy as np
 import pandas as pd
 
-from stages import features, train
-from stages.common import chunks, fitting, networks, parameters, problem
-from stages.common.backend import device, keras
-from stages.common.batches import Batches, Part, Shuffle
-from stages.common.parameters import Pretrained
-from stages.common.saving import load, save
+from stages import features
+from stages.common.dataset import chunks
+from stages.common.networks.backbones import backbone
+from stages.common.networks.batch_norm import fold_batch_norm
+from stages.common.networks.heads import make_head
+from stages.common.networks.serialization import FEATURES, load, save
+from stages.common.recipes import pretrained
+from stages.common.runtime import errors, parameters, paths
+from stages.common.runtime.backend import device, keras
+from stages.common.runtime.errors import UserError
+from stages.common.runtime.parameters import PRETRAINED, Pretrained
+from stages.common.training import trainer
+from stages.common.training.batches import Batches, Part, Shuffle
+from stages.common.training.recipe import phase_of
+from stages.common.training.trainer import Examples, Trainer
 
 try:
     import jax
@@ -41,19 +50,23 @@ except ImportError:
         "error: JAX is not installed; pip install -r requirements-test.txt (with a GPU: pip install 'jax[cuda13]')"
     )
 
-LEAST = 32  # images: four a file, so that there are files to count between the first and the last
+MIN_IMAGES = 32  # four a file, so that there are files to count between the first and the last
 LABELS = 20
 EPOCHS = 30  # of the head
 CELLS = 16  # of one colour, a side of an image
 REPEATS = 5
-EXAMPLES = 8  # images that the random weights are fitted to
+EXAMPLES = 8  # images from which the random weights take their batch normalisation statistics
 
 
 class Scale(NamedTuple):
     """How large everything is.
 
-    `side` of an image in pixels; `matrix`, its rows and columns; `batches`, sizes that are tried; `calls` that are timed as
-    one, so that starting them costs nothing; `tuned`, images to fine-tune on.
+    Attributes:
+        side: of an image, in pixels.
+        matrix: its rows and columns.
+        batches: sizes that are tried.
+        calls: that are timed as one, so that starting them costs nothing.
+        tuned: images to fine-tune on.
     """
 
     side: int
@@ -76,16 +89,16 @@ def draw(folder: Path, images: int, side: int, chunk: int) -> list[str]:
 
 
 def seconds_of(work: Callable[[], jax.Array], calls: int) -> float:
-    """Seconds that one call of `work` keeps the device busy: the median of some rows of `calls`, after one that compiles."""
+    """Seconds that one call of `work` keeps the device busy: the median of several series of `calls`, after one that compiles."""
     work().block_until_ready()
-    seen = []
+    measured = []
     for _ in range(REPEATS):
         start = time.perf_counter()
         for _ in range(calls):
             last = work()
         last.block_until_ready()
-        seen.append((time.perf_counter() - start) / calls)
-    return median(seen)
+        measured.append((time.perf_counter() - start) / calls)
+    return median(measured)
 
 
 def matrix_rate(side: int, calls: int) -> float:
@@ -98,7 +111,7 @@ def matrix_rate(side: int, calls: int) -> float:
 def flop(model: keras.Model) -> int:
     """FLOP an image of a backbone's convolutions.
 
-    Counted here: of what is compiled for a GPU, XLA's own count leaves out what it hands to cuDNN and cuBLAS.
+    Counted here, because XLA's own count for a GPU lacks what cuDNN and cuBLAS compute.
     """
     return sum(
         2 * math.prod(layer.output.shape[1:3]) * math.prod(weight.shape)
@@ -119,25 +132,27 @@ def forward(model: keras.Model, pixels: np.ndarray, calls: int) -> float:
 
 
 def best_forward(model: keras.Model, scale: Scale) -> tuple[float, int]:
-    """What `forward` says with the fastest of the batches that fit into the device's memory, and its size."""
-    seen: list[tuple[float, int]] = []
+    """Images/s of `forward` with the fastest of the batches that fit into the device's memory, and the size of that batch."""
+    measured: list[tuple[float, int]] = []
     generator = np.random.default_rng(0)
     for batch in scale.batches:
         pixels = generator.integers(0, 256, (batch, *model.input.shape[1:]), np.uint8)
         try:
-            seen.append((forward(model, pixels, scale.calls), batch))
+            measured.append((forward(model, pixels, scale.calls), batch))
         except RuntimeError as error:
-            if not seen or "RESOURCE_EXHAUSTED" not in str(error):
+            if not measured or "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             break
-    print("forward alone: " + ", ".join(f"{rate:,.0f} images/s by {batch}" for rate, batch in seen), file=sys.stderr)
-    return max(seen)
+    print(
+        "forward alone: " + ", ".join(f"{rate:,.0f} images/s by {batch}" for rate, batch in measured), file=sys.stderr
+    )
+    return max(measured)
 
 
 def extraction(model: keras.Model, source: Path, folder: Path) -> tuple[float, float]:
     """Seconds of features.extract from `source` to `folder`, three chunk files or more; and its images/s without compiling.
 
-    The latter are counted from the first file to the last but one: the last may be shorter, and be compiled for anew.
+    The latter are counted from the first file to the last but one: the last may be shorter, and then needs a compilation.
     """
     start = time.perf_counter()
     features.extract(model, source, folder, "pooled", "features")
@@ -147,47 +162,41 @@ def extraction(model: keras.Model, source: Path, folder: Path) -> tuple[float, f
     return seconds, images / (written[-2].stat().st_mtime - written[0].stat().st_mtime)
 
 
-def head_seconds(section: Pretrained, split: pd.DataFrame, folder: Path, done: Path) -> float:
-    """Seconds of train.train_pretrained, all `EPOCHS` of a head alone, on the features in `folder`."""
+def head_seconds(name: str, section: Pretrained, split: pd.DataFrame, work: Path) -> float:
+    """Seconds of the recipe for all `EPOCHS` of a head alone, on the features that are in the folder `work`."""
     change = {"head": "softmax", "epochs": EPOCHS, "patience": EPOCHS, "fine_tune_epochs": 0, "refit": False}
     start = time.perf_counter()
-    train.train_pretrained(section.model_copy(update=change), 1, split, folder, fitting.Log("head"), done)
+    with chdir(work):
+        pretrained.train(name, section.model_copy(update=change), 1, split, Trainer("head", work))
     return time.perf_counter() - start
 
 
-def tuning_rate(section: Pretrained, part: Part, source: Path, folder: Path, done: Path) -> float:
-    """Images/s of fitting.fit on the images of `source`, in its second epoch: nothing is compiled any more."""
-    backbone, _ = load(folder / features.BACKBONE)
-    networks.unfreeze(backbone, section.fine_tune_layers)
-    pooled = chunks.Rows(folder, "pooled").read(part.names)
-    head = networks.head("softmax", LABELS, section.dropout, section.l2 / (2 * len(pooled)), [pooled])
-    pool = keras.layers.GlobalAveragePooling2D(dtype="float32", name="pool")
-    model = keras.Model(backbone.input, head(pool(backbone.output)))
-    phase = fitting.Phase(
-        name="fine-tuning",
-        epochs=2,
-        patience=2,
-        rate=section.fine_tune_learning_rate,
-        batch_size=section.batch_size,
-        imbalance=section.imbalance,
-        seed=1,
-        augment=True,
-    )
-    epoch, seen = fitting._epoch, []
+def tuning_rate(name: str, section: Pretrained, part: Part, source: Path, work: Path) -> float:
+    """Images/s of the trainer on the images of `source`, in its second epoch, when everything is compiled."""
+    frozen, _ = load(work / paths.backbone(name))
+    pretrained.unfreeze(frozen, section.fine_tune_layers)
+    pooled = chunks.Rows(work / paths.features(name), "pooled").read(part.names)
+    head = make_head("softmax", LABELS, section.dropout, section.l2 / (2 * len(pooled)), [pooled])
+    pool = keras.layers.GlobalAveragePooling2D(dtype="float32", name=FEATURES)
+    model = keras.Model(frozen.input, head(pool(frozen.output)))
+    learning_rate = section.fine_tune_learning_rate
+    phase = phase_of("fine-tuning", section, 1, epochs=2, patience=2, learning_rate=learning_rate, augment=True)
+    train_epoch, seconds = trainer._train_epoch, []
 
     def timed(*arguments: Any) -> dict[str, Any]:
         start = time.perf_counter()
-        row = epoch(*arguments)
-        seen.append(time.perf_counter() - start)
+        row = train_epoch(*arguments)
+        seconds.append(time.perf_counter() - start)
         return row
 
-    with patch.object(fitting, "_epoch", timed):
-        fitting.fit(model, chunks.Rows(source, "pixels"), (part, None), phase, fitting.Log("fine-tuning"), done)
-    return len(part.names) / seen[-1]
+    with patch.object(trainer, "_train_epoch", timed):
+        examples = Examples(chunks.Rows(source, "pixels"), part, None)
+        Trainer("fine-tuning", work).fit(model, examples, phase)
+    return len(part.names) / seconds[-1]
 
 
 def reading_rate(source: Path) -> float:
-    """Images/s of reading all chunk files of `source`, one after the other."""
+    """Images/s of reading all chunk files of `source`, one after another."""
     start = time.perf_counter()
     images = sum(len(chunks.read(path, "pixels")[1]) for path in chunks.paths(source))
     return images / (time.perf_counter() - start)
@@ -203,7 +212,7 @@ def batches_rate(source: Path, part: Part, batch_size: int) -> float:
 
 
 def drawn_split(names: list[str]) -> pd.DataFrame:
-    """The table that the stage split writes, with random labels and parts of params.yaml's default sizes."""
+    """A table as the stage split writes it, with random labels and parts of params.yaml's default sizes."""
     generator = np.random.default_rng(0)
     parts = generator.choice(["train", "validation", "test"], len(names), p=[0.7, 0.15, 0.15])
     labels = [f"{label:02d}" for label in generator.integers(0, LABELS, len(names))]
@@ -248,18 +257,19 @@ def measure(
     head = 0.0
     for input_size in dict.fromkeys((scale.side, section.input_size)):
         for precision in ("float32", "bfloat16"):
-            # Names of their own: `chunks` keeps files open by their paths.
-            with tempfile.TemporaryDirectory(dir=source.parent, prefix=f"{name}-{input_size}-{precision}-") as work:
-                folder = Path(work)
+            # A folder of its own for each: `chunks` keeps files open by their paths.
+            with tempfile.TemporaryDirectory(dir=source.parent, prefix=f"{name}-{input_size}-{precision}-") as folder:
+                work = Path(folder)
                 keras.backend.clear_session()
-                model = networks.backbone(name, scale.side, input_size, "random", examples, precision)
-                rate, batch = best_forward(networks.folded(model), scale)
+                model = backbone(name, scale.side, input_size, "random", examples, precision)
+                rate, batch = best_forward(fold_batch_norm(model), scale)
                 speed = rate * flop(model)
-                seconds, extracted = extraction(model, source, folder)
-                save(model, folder / features.BACKBONE, [])
-                # Once a model: neither the input's size nor the precision changes what the head sees.
-                head = head or head_seconds(section, split, folder, folder)
-                tuned = tuning_rate(section, part, source, folder, folder)
+                seconds, extracted = extraction(model, source, work / paths.features(name))
+                save(model, work / paths.backbone(name), [])
+                # Once a model: neither the input's size nor the precision changes the shape of what the head takes. And the
+                # recipe's paths are relative, so the same in the next folder.
+                head = head or head_seconds(name, section, split, work)
+                tuned = tuning_rate(name, section, part, source, work)
             lines.append(
                 {
                     "model": name,
@@ -284,14 +294,14 @@ def measure(
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=25_000, metavar="N")
-    parser.add_argument("--models", nargs="+", choices=list(networks.BACKBONES), default=["vgg16", "xception"])
+    parser.add_argument("--models", nargs="+", choices=PRETRAINED, default=["vgg16", "xception"])
     arguments = parser.parse_args()
     if keras.backend.backend() != "jax":
-        raise problem.Problem(
-            f"this measures by JAX, but Keras runs on {keras.backend.backend()}; run KERAS_BACKEND=jax python -m benchmarks.gpu"
+        raise UserError(
+            f"this measures with JAX, but Keras runs on {keras.backend.backend()}; run KERAS_BACKEND=jax python -m benchmarks.gpu"
         )
-    if arguments.images < LEAST:
-        raise problem.Problem(f"--images is {arguments.images}; expected {LEAST} or more")
+    if arguments.images < MIN_IMAGES:
+        raise UserError(f"--images is {arguments.images}; expected {MIN_IMAGES} or more")
     values = parameters.load()
     sections: dict[str, Pretrained] = {name: getattr(values, name) for name in arguments.models}
     scale = Scale(values.resize.size, 8192, (32, 64, 128, 256, 512), 10, 4096)
@@ -317,4 +327,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    problem.run(main)
+    errors.run(main)

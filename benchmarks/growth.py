@@ -16,7 +16,9 @@ import psutil
 import yaml
 
 from stages import annotate
-from stages.common import layout
+from stages.common.images import layout
+from stages.common.runtime import paths
+from stages.common.runtime.parameters import parse_yaml
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -30,7 +32,7 @@ LABELS = 20
 NOTES = f"""
 The photographs, linked under as many names as needed, through the stages as processes: chunked-resize, features ({MODEL}, random
 weights) and train (the head, three epochs and a refit). *Memory*: the peak of resident memory of the stage's process and of its largest worker,
-read twenty times a second. *Disk*: what the stage writes. A million: a straight line through the three measurements.
+read twenty times a second. *Disk*: the size of the stage's outputs. A million: by a straight line through the three measurements.
 
 ![seconds against images](growth.svg)
 """
@@ -52,9 +54,9 @@ def measure(photographs: Path, work: Path) -> pd.DataFrame:
         folder = work / str(images)
         _prepare(photographs, folder, images)
         for stage, command, out in (
-            ("chunked-resize", ["chunked_resize"], "data/resized"),
-            ("features", ["features", MODEL], f"data/features/{MODEL}"),
-            ("train", ["train", MODEL], "models"),
+            ("chunked-resize", ["chunked_resize"], paths.RESIZED),
+            ("features", ["features", MODEL], paths.features(MODEL)),
+            ("train", ["train", MODEL], paths.model_file(MODEL).parent),
         ):
             rows.append({"stage": stage, "images": images, **_run(command, folder, folder / out)._asdict()})
         shutil.rmtree(folder)
@@ -65,24 +67,25 @@ def measure(photographs: Path, work: Path) -> pd.DataFrame:
 
 
 def _prepare(photographs: Path, folder: Path, images: int) -> None:
-    """A folder in which annotate and split have run already: links to photographs, and labels drawn at random."""
+    """Make a folder as annotate and split leave it, with links to photographs and random labels."""
     source = layout.images_folder(photographs)
     listed = annotate.present(annotate.read(layout.annotation_file(photographs)), source)["image"]
-    (folder / "photographs/images").mkdir(parents=True)
+    data = folder / "photographs"
+    (data / paths.MPII_IMAGES).mkdir(parents=True)
     names = [f"{number:06d}{Path(listed.iloc[number % len(listed)]).suffix}" for number in range(images)]
     for number, name in enumerate(names):
-        (folder / "photographs/images" / name).symlink_to(source / listed.iloc[number % len(listed)])
-    shutil.copy(layout.annotation_file(photographs), folder / "photographs")
-    parameters = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    parameters |= {"data": "photographs", "weights": "random"}
-    parameters[MODEL] |= {"epochs": 3, "patience": 3}
-    (folder / "params.yaml").write_text(yaml.safe_dump(parameters), encoding="utf-8")
-    (folder / "data").mkdir()
-    (folder / "data/images.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+        (data / paths.MPII_IMAGES / name).symlink_to(source / listed.iloc[number % len(listed)])
+    shutil.copy(layout.annotation_file(photographs), data)
+    values = parse_yaml((ROOT / paths.PARAMETERS).read_text(encoding="utf-8"))
+    values |= {"data": data.name, "weights": "random"}
+    values[MODEL] |= {"epochs": 3, "patience": 3}
+    (folder / paths.PARAMETERS).write_text(yaml.safe_dump(values), encoding="utf-8")
+    (folder / paths.IMAGE_LIST).parent.mkdir()
+    (folder / paths.IMAGE_LIST).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
     part = np.resize(["train"] * 7 + ["validation", "test"], images)
     label = np.random.default_rng(0).integers(0, LABELS, images).astype(str)
     split = pd.DataFrame({"image": names, "part": part, "label": label, "video": "1"})
-    split.to_csv(folder / "data/split.csv", index=False)
+    split.to_csv(folder / paths.SPLIT, index=False)
 
 
 def _run(command: list[str], folder: Path, out: Path) -> Cost:
@@ -106,7 +109,7 @@ def _run(command: list[str], folder: Path, out: Path) -> Cost:
 
 
 def _watch(number: int, peaks: list[int]) -> None:
-    """Keep the highest resident memory of a process, and of any of its workers, in bytes, until it ends."""
+    """Update the highest resident memory of a process, and of any of its workers, in bytes, until it ends."""
     try:
         process = psutil.Process(number)
         while process.status() != psutil.STATUS_ZOMBIE:
@@ -122,7 +125,7 @@ def _watch(number: int, peaks: list[int]) -> None:
 
 
 def _extrapolated(stage: str, part: pd.DataFrame) -> dict[str, object]:
-    """A million images by a straight line; memory as it was."""
+    """A million images, by a straight line; memory as measured."""
     lines = {key: np.polyfit(part["images"], part[key], 1) for key in ("seconds", "disk")}
     million = {key: float(np.polyval(line, 1_000_000)) for key, line in lines.items()}
     memory = {key: part[key].max() for key in ("memory", "worker")}
@@ -137,7 +140,7 @@ def _draw(table: pd.DataFrame) -> None:
     axes.set(xlabel="images", ylabel="seconds", xlim=(0, None), ylim=(0, None))
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    # The same picture for the same figures.
+    # The same bytes for the same numbers.
     matplotlib.rcParams["svg.hashsalt"] = "growth"
     figure.savefig(PICTURE, metadata={"Date": None})
     plt.close(figure)

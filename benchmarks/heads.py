@@ -1,52 +1,53 @@
-"""Features computed once against the frozen backbone in each epoch, for one head and for a sweep; and features in bfloat16."""
+"""Features computed once against the frozen backbone in each epoch, for one head and for a sweep; and backbones in bfloat16."""
 
-import os
 import shutil
 import statistics
 import subprocess
 import time
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from benchmarks.pipeline import commit, fresh_clone
-from stages.common import chunks, networks, parameters
-from stages.common.backend import keras
-from stages.common.batches import Part
-from stages.common.fitting import Log, Phase, fit
-from stages.common.parts import labels_of, read_split
+from stages.common.dataset import chunks
+from stages.common.dataset.splits import read_split
+from stages.common.networks.backbones import BACKBONES, backbone
+from stages.common.networks.batch_norm import fold_batch_norm
+from stages.common.networks.heads import make_head
+from stages.common.networks.serialization import FEATURES
+from stages.common.runtime import parameters, paths
+from stages.common.runtime.backend import keras
+from stages.common.runtime.parameters import Pretrained, parse_yaml
+from stages.common.training.recipe import labelled_parts, phase_of
+from stages.common.training.trainer import Examples, Trainer
 
 MODEL = "vgg16"
 EPOCHS = 30
 RATES = [round(1e-4 * 10 ** (step / 4.5), 6) for step in range(10)]
 
 NOTES = f"""
-{MODEL}, random weights (ImageNet's take the same time), all of whose parameters are those of params.yaml but for {EPOCHS} epochs without an
+{MODEL}, random weights (ImageNet's take the same time), with the parameters of params.yaml, except for {EPOCHS} epochs without an
 early stop. *Frozen backbone in each epoch*: the same model trained by the same functions on the images, the mean of two epochs (validation
 included) times {EPOCHS}. *Features once*: `dvc repro` from the resized images to the scores, start-up, refit, inference and dvc included. *The sweep*:
 `dvc exp run --queue` with ten learning rates and `dvc queue start -j 2`, to the last one's end.
 
-*bfloat16*: images a second through each backbone as `features` runs it, batches of 32, in turn, medians of 10; the processor must
-have bfloat16 instructions for it to pay. *Folded*: with the normalisation in the convolutions' weights, as `features` runs it, against
-the network as Keras builds it (VGG16 has none). bfloat16 costs MobileNetV2 0.009 of macro F1 (docs/ablation.md), so float32 stays the default.
+*bfloat16*: images a second through each backbone as `features` runs it, batches of 32, in turn, medians of 10; it is faster only
+on processors that have bfloat16 instructions. *Folded*: with batch normalisation folded into the convolutions' weights, as
+`features` runs it, against the network as Keras builds it (VGG16 has none). bfloat16 costs MobileNetV2 0.009 of macro F1 (docs/ablation.md), so float32 stays the default.
 """
 
 
 def measure(photographs: Path, work: Path) -> pd.DataFrame:
-    """One head, a sweep of ten, and the backbones in bfloat16; seconds or images a second of both sides, and the ratio."""
+    """One head, a sweep of ten, and the backbones in bfloat16: seconds or images a second, the baseline's, and the ratio."""
     clone = fresh_clone(work / "clone")
-    text = (clone / "params.yaml").read_text(encoding="utf-8")
-    for old, new in (
-        ("\ndata: data/raw/sample", f"\ndata: {photographs}"),
-        ("\ntarget: category", "\ntarget: activity"),
-        ("\nweights: auto", "\nweights: random"),
-        ("\nmodel: scratch", f"\nmodel: {MODEL}"),
-        ("\n  patience: 8", f"\n  patience: {EPOCHS}"),
-    ):
-        text = text.replace(old, new)
-    (clone / "params.yaml").write_text(text, encoding="utf-8")
+    values = parse_yaml((clone / paths.PARAMETERS).read_text(encoding="utf-8"))
+    values |= {"data": str(photographs), "target": "activity", "weights": "random", "model": MODEL}
+    values[MODEL] |= {"epochs": EPOCHS, "patience": EPOCHS}
+    (clone / paths.PARAMETERS).write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     commit(clone, "What is measured")
     _run(clone, "dvc", "repro", "chunked-resize")
     once = _run(clone, "dvc", "repro")
@@ -59,13 +60,13 @@ def measure(photographs: Path, work: Path) -> pd.DataFrame:
     sweep = time.perf_counter() - start
     epoch = _epoch(clone)
     rows: list[dict[str, Any]] = [
-        {"what": "one head, features included", "ours": once, "the other side": EPOCHS * epoch, "target": 20},
-        {"what": "ten learning rates", "ours": sweep, "the other side": 10 * EPOCHS * epoch, "target": 150},
+        {"what": "one head, features included", "ours": once, "baseline": EPOCHS * epoch, "target": 20},
+        {"what": "ten learning rates", "ours": sweep, "baseline": 10 * EPOCHS * epoch, "target": 150},
     ]
     for row in rows:
-        row["ratio"] = row["the other side"] / row["ours"]
+        row["ratio"] = row["baseline"] / row["ours"]
     shutil.rmtree(clone / ".dvc/tmp", ignore_errors=True)
-    return pd.DataFrame(rows + [row for name in networks.BACKBONES for row in _backbones(name)])
+    return pd.DataFrame(rows + [row for name in BACKBONES for row in _backbones(name)])
 
 
 def _run(folder: Path, *command: str) -> float:
@@ -91,40 +92,28 @@ def _wait(clone: Path) -> None:
 
 def _epoch(clone: Path) -> float:
     """Seconds of an epoch with the frozen backbone in the model, validation included: the mean of two."""
-    before = Path.cwd()
-    os.chdir(clone)
-    try:
-        section = getattr(parameters.load(), MODEL)
-        rows = chunks.Rows(Path("data/resized"), "pixels")
-        split = read_split()
-        labels = labels_of(split)
-        parts = [
-            Part(list(part["image"]), pd.Index(labels).get_indexer(pd.Index(part["label"])))
-            for part in (split[split["part"] == name] for name in ("train", "validation"))
-        ]
-        names = list(rows.places)[:32]
-        backbone = networks.backbone(MODEL, rows.shape[0], section.input_size, "random", rows.read(names))
-        pooled = keras.layers.GlobalAveragePooling2D(name="pool")(backbone.output)
-        examples = np.asarray(keras.Model(backbone.input, pooled).predict_on_batch(rows.read(names)))
-        head = networks.head(section.head, len(labels), section.dropout, 0.0, [examples])
-        model = keras.Model(backbone.input, head(pooled))
-        phase = Phase("each", 2, 2, section.learning_rate, section.batch_size, section.imbalance, 1, augment=False)
-        log = Log("benchmark")
-        done = clone / "each"
-        done.mkdir()
-        fit(model, rows, (parts[0], parts[1]), phase, log, done)
-        return log.seconds / phase.epochs
-    finally:
-        os.chdir(before)
+    with chdir(clone):
+        section: Pretrained = getattr(parameters.load(), MODEL)
+        rows = chunks.Rows(paths.RESIZED, "pixels")
+        labels, train, validation = labelled_parts(read_split(), rows)
+        images = rows.read(list(rows.places)[:32])
+        frozen = backbone(MODEL, rows.shape[0], section.input_size, "random", images)
+        pooled = keras.layers.GlobalAveragePooling2D(name=FEATURES)(frozen.output)
+        features = np.asarray(keras.Model(frozen.input, pooled).predict_on_batch(images))
+        head = make_head(section.head, len(labels), section.dropout, 0.0, [features])
+        model = keras.Model(frozen.input, head(pooled))
+        checkpoints = clone / "each"
+        checkpoints.mkdir()
+        trainer, phase = Trainer("benchmark", checkpoints), phase_of("each", section, 1, epochs=2, patience=2)
+        trainer.fit(model, Examples(rows, train, validation), phase)
+        return trainer.seconds / phase.epochs
 
 
 def _backbones(name: str) -> list[dict[str, Any]]:
     size = 224
     images = np.random.default_rng(0).integers(0, 256, (32, size, size, 3), np.uint8)
-    plain, brief = (
-        networks.backbone(name, size, size, "random", images, precision) for precision in ("float32", "bfloat16")
-    )
-    models = {"plain": plain, "float32": networks.folded(plain), "bfloat16": networks.folded(brief)}
+    plain, brief = (backbone(name, size, size, "random", images, precision) for precision in ("float32", "bfloat16"))
+    models = {"plain": plain, "float32": fold_batch_norm(plain), "bfloat16": fold_batch_norm(brief)}
     seconds: dict[str, list[float]] = {way: [] for way in models}
     for repetition in range(11):
         for way, model in models.items():
@@ -142,7 +131,7 @@ def _backbones(name: str) -> list[dict[str, Any]]:
             {
                 "what": f"{name}: images/s {what}",
                 "ours": speeds[ours],
-                "the other side": speeds[theirs],
+                "baseline": speeds[theirs],
                 "ratio": speeds[ours] / speeds[theirs],
                 "target": target,
             }

@@ -1,4 +1,4 @@
-"""What dvc costs over a pipeline that does nothing, and where the first `dvc repro` on the drawn sample spends its time."""
+"""What dvc costs over a pipeline that does nothing, and where the first `dvc repro` on the synthetic sample spends its time."""
 
 import re
 import shutil
@@ -12,19 +12,21 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from stages.common.runtime.parameters import parse_yaml
+
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ("dvc.yaml", "data/dvc.yaml", "models/dvc.yaml")
 REPETITIONS = 7
 
 NOTES = """
-*dvc's own time*: the same dvc.yaml files with commands that only make empty outputs, in a repository of its own; the two
-sides in turn, medians of 7. *The first `dvc repro`*: seconds between dvc's lines that name the stages; importing is measured apart, as
-`python -c "import stages.NAME"` (median of 3); what dvc does between stages is in the stage's seconds.
+*dvc's own time*: the same dvc.yaml files with commands that only make empty outputs, in a repository of its own; measured in
+turn, medians of 7. *The first `dvc repro`*: seconds between dvc's lines that name the stages; importing is measured by itself, as
+`python -c "import stages.NAME"` (median of 3); what dvc does between two stages counts for the first of them.
 """
 
 
 def measure(_: Path, work: Path) -> pd.DataFrame:
-    """The first run by stage, and runs in which nothing is to do against an empty pipeline. It takes the drawn sample."""
+    """The first run by stage, and runs with nothing to do against an empty pipeline; all on the synthetic sample."""
     clone = fresh_clone(work / "clone")
     stages, total = _first_run(clone)
     imports = {name: _import_seconds(clone, name) for name in stages}
@@ -93,7 +95,7 @@ def empty_copy(clone: Path, path: Path) -> Path:
     """A pipeline of the same shape: the same files, parameters and names, and commands that make empty outputs."""
     shutil.copytree(clone, path, ignore=shutil.ignore_patterns("cache", "tmp", "data", "models", "metrics", "plots"))
     for file in FILES:
-        content: dict[str, Any] = yaml.safe_load((ROOT / file).read_text(encoding="utf-8"))
+        content: dict[str, Any] = parse_yaml((ROOT / file).read_text(encoding="utf-8"))
         for stage in content["stages"].values():
             stage["cmd"] = "; ".join(_made(out) for kind in ("outs", "metrics", "plots") for out in stage.get(kind, []))
         (path / file).parent.mkdir(exist_ok=True)

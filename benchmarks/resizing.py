@@ -1,6 +1,5 @@
-"""The stage chunked-resize beside the notebooks' way, img2dataset, tf.data and libjpeg-turbo: speed, and closeness to the whole."""
+"""The stage chunked-resize against benchmarks/competitors.py: speed, and closeness to a resized full decode."""
 
-import importlib
 import io
 import os
 import shutil
@@ -8,9 +7,10 @@ import subprocess
 import sys
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
-from functools import lru_cache, partial
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib.util import find_spec
 from itertools import repeat
 from multiprocessing import get_context
@@ -24,28 +24,30 @@ import pandas as pd
 import yaml
 from PIL import Image
 
+from benchmarks import competitors
+from benchmarks.competitors import LANCZOS, SIZE
 from stages import chunked_resize
-from stages.common import decoding, layout
-from stages.common.decoding import decode
+from stages.common.images import decoding, layout
+from stages.common.images.decoding import decode
+from stages.common.runtime import paths
+from stages.common.runtime.parameters import parse_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-SIZE = 224
 CHUNK = 64
 CORES = 2
 REPEATS = 5
-LEAST = 1000  # images a repetition of what has both cores: some seconds
+MIN_IMAGES = 1000  # a repetition on both cores: some seconds
 SAMPLE = 250  # images a repetition on one core
-MADE = 64  # photographs that the sets of one size are made of
-LANCZOS = Image.Resampling.LANCZOS
+MADE = 64  # photographs of which the sets of one size are made
 
 Result = TypeVar("Result")
 
 NOTES = f"""\
-Both sides of a row ran in the same minutes, in turn, {REPEATS} times after a first time that is not counted; images a second are
-medians, and `ratio` is ours / theirs. PSNR (dB; median and worst image) is to the whole photograph decoded by Pillow and resized
-by Lanczos; the worst of ours is expected at 44 or more. All results are {SIZE} x {SIZE} but img2dataset's.
+Both ways of a row were measured in turn, {REPEATS} times after a first run that is not counted; images a second are medians, and
+`ratio` is ours / theirs. PSNR (dB; median and worst image) is relative to the whole photograph decoded by Pillow and resized by
+Lanczos; the worst of ours is expected at 44 or more. All results are {SIZE} x {SIZE} except img2dataset's.
 
-- **photographs** are as they are; **1280x720** and **1920x1080** are made of the {MADE} largest files, by Lanczos, as 4:2:0 JPEGs
+- **photographs** are unchanged; **1280x720** and **1920x1080** are made of the {MADE} largest files, by Lanczos, as 4:2:0 JPEGs
   whose quality, one of two neighbours, is chosen for a mean of 500 KB, which is MPII's, and again of 1 MB (100, where even that
   makes less: the set's name has the mean).
 - **stage**: `chunked_resize.resize` on {CORES} processes, chunk files written and synced. The others write nothing.
@@ -53,11 +55,11 @@ by Lanczos; the worst of ours is expected at 44 or more. All results are {SIZE} 
 - **img2dataset** (`pip install --no-deps img2dataset==1.47.0 && pip install "albumentations<2" "opencv-python-headless<5" fire
   webdataset exifread-nocycle dataclasses wandb`, Python 3.12 or older): its `Resizer` on {CORES} processes. It can't make a
   square of the whole photograph: `keep_ratio_largest` is its fastest way (fewer pixels than ours), `area` its only filter that
-  does not alias. It can't leave out the JPEG that it makes of the result: here it is left out, for speed and PSNR. Its PSNR is to
+  does not alias. It always makes a JPEG of the result: here that is skipped, for speed and PSNR. Its PSNR is relative to
   Pillow's {SIZE}-pixel image of the same shape.
 - **tf.data**: `map` with AUTOTUNE on {CORES} cores; `decode_jpeg` with our choice of `ratio`, and `dct_method` INTEGER_ACCURATE
   (INTEGER_FAST is no faster and up to 6 dB worse); `lanczos3` is its only filter of equal PSNR, `area` its fastest.
-- **decode** and what is beside it: one process. The **floor** is libjpeg-turbo at scale 1/8, which is little more than reading
+- **decode** and its alternatives: one process. The **floor** is libjpeg-turbo at scale 1/8, which is little more than reading
   the Huffman codes. The rows below it are what would be faster, or was: `decode` with that constant, and Pillow's filters on what
   libjpeg-turbo has reduced as much as for `decode`.
 """
@@ -70,26 +72,48 @@ class Speed(NamedTuple):
     psnr: list[float]
 
 
-def _whole(path: Path, shape: tuple[int, int] = (SIZE, SIZE)) -> np.ndarray:
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB").resize(shape, LANCZOS))
+class Pools(NamedTuple):
+    """Processes in which the ways run.
+
+    `alone` and `tf` have one process each: a process that has loaded TensorFlow should not start others by fork.
+    `img2dataset` runs nothing else: after work with large arrays, such as PSNR's, it is up to a fifth faster than in new
+    processes, as malloc then keeps large blocks. `judges` compute PSNR.
+    """
+
+    alone: Executor
+    tf: Executor
+    img2dataset: Executor
+    judges: Executor
 
 
-def psnr(path: Path, pixels: np.ndarray) -> float:
+@contextmanager
+def _pools() -> Iterator[Pools]:
+    spawn = get_context("spawn")
+    with ExitStack() as stack:
+        yield Pools(
+            *(
+                stack.enter_context(ProcessPoolExecutor(processes, spawn, _silence))
+                for processes in (1, 1, CORES, CORES)
+            )
+        )
+
+
+def _silence() -> None:
+    """Hide progress bars, and what TensorFlow writes to stderr from C++ when it is imported."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+def psnr(file: Path, pixels: np.ndarray) -> float:
     """PSNR in dB of `pixels`, (height, width, 3) uint8, to the whole image of that file resized by Lanczos; at most 78."""
-    expected = _whole(path, (pixels.shape[1], pixels.shape[0]))
+    expected = competitors.whole(file, (pixels.shape[1], pixels.shape[0]))
     error = np.mean((pixels.astype(float) - expected) ** 2)
     return float(10 * np.log10(255**2 / max(error, 1e-3)))
-
-
-def _result(executor: Executor, work: Callable[..., Result], *arguments: Any) -> Result:
-    return executor.submit(work, *arguments).result()
 
 
 def rates(ways: dict[str, Callable[[], int]], out: Path | None = None) -> dict[str, float]:
     """Images a second of each way: medians of several runs of all of them in turn.
 
-    A way returns how many images it did. What it leaves in the folder `out` is removed when its time has been taken.
+    A way returns the number of its images. What it writes into the folder `out` is removed after each run, untimed.
     """
     found: dict[str, list[float]] = {name: [] for name in ways}
     for run in range(REPEATS + 1):
@@ -103,6 +127,47 @@ def rates(ways: dict[str, Callable[[], int]], out: Path | None = None) -> dict[s
     return {name: median(values) for name, values in found.items()}
 
 
+def made(photographs: list[Path], shape: tuple[int, int], wanted: int, folder: Path) -> list[Path]:
+    """Make JPEGs of `shape` (width, height) of the photographs, of `wanted` bytes on average, or of quality 100 if that is less."""
+
+    def encoded(image: Image.Image, quality: int) -> bytes:
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
+        return buffer.getvalue()
+
+    some = [Image.fromarray(competitors.whole(file, shape)) for file in photographs[::4]]
+    qualities = range(2, 100)
+    quality = 2 + bisect_left(
+        qualities, wanted, key=lambda quality: sum(len(encoded(image, quality)) for image in some) // len(some)
+    )
+    folder.mkdir()
+    total = 0
+    for number, file in enumerate(photographs, start=1):
+        image = Image.fromarray(competitors.whole(file, shape))
+        content = encoded(image, quality)
+        if total + len(content) > wanted * number:
+            content = encoded(image, quality - 1)
+        total += len(content)
+        (folder / file.name).write_bytes(content)
+    return [folder / file.name for file in photographs]
+
+
+def _result(executor: Executor, work: Callable[..., Result], *arguments: Any) -> Result:
+    return executor.submit(work, *arguments).result()
+
+
+def _by_stage(files: list[Path], out: Path) -> int:
+    out.mkdir()
+    chunked_resize.resize([file.name for file in files], files[0].parent, SIZE, CHUNK, out, CORES)
+    return len(files)
+
+
+def _one_by_one(way: Callable[[Path], object], files: list[Path]) -> int:
+    for file in files:
+        way(file)
+    return len(files)
+
+
 def _line(photographs: str, ways: str, ours: Speed, theirs: Speed, target: float | None = None) -> dict[str, Any]:
     line: dict[str, Any] = {
         "photographs": photographs,
@@ -112,133 +177,29 @@ def _line(photographs: str, ways: str, ours: Speed, theirs: Speed, target: float
         "ratio": ours.rate / theirs.rate,
         "target": target,
     }
-    for side, values in (("our", ours.psnr), ("their", theirs.psnr)):
-        line |= {f"{side}_psnr": median(values), f"{side}_worst": min(values)} if values else {}
+    for owner, values in (("our", ours.psnr), ("their", theirs.psnr)):
+        line |= {f"{owner}_psnr": median(values), f"{owner}_worst": min(values)} if values else {}
     return line
 
 
-def made(photographs: list[Path], shape: tuple[int, int], wanted: int, folder: Path) -> list[Path]:
-    """Make JPEGs of `shape` (width, height) of the photographs, of `wanted` bytes on average, or of quality 100 if that is less."""
-
-    def encoded(image: Image.Image, quality: int) -> bytes:
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
-        return buffer.getvalue()
-
-    def resized(path: Path) -> Image.Image:
-        with Image.open(path) as image:
-            return image.convert("RGB").resize(shape, LANCZOS)
-
-    some = [resized(path) for path in photographs[::4]]
-    qualities = range(2, 100)
-    quality = 2 + bisect_left(
-        qualities, wanted, key=lambda quality: sum(len(encoded(image, quality)) for image in some) // len(some)
-    )
-    folder.mkdir()
-    total = 0
-    for number, path in enumerate(photographs, start=1):
-        image = resized(path)
-        content = encoded(image, quality)
-        if total + len(content) > wanted * number:
-            content = encoded(image, quality - 1)
-        total += len(content)
-        (folder / path.name).write_bytes(content)
-    return [folder / path.name for path in photographs]
-
-
-def _silent() -> None:
-    """Show no progress bars, and nothing of what TensorFlow says at its import, below Python."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-
-
-def _by_stage(paths: list[Path], out: Path) -> int:
-    out.mkdir()
-    chunked_resize.resize([path.name for path in paths], paths[0].parent, SIZE, CHUNK, out, CORES)
-    return len(paths)
-
-
-def _one_by_one(way: Callable[[Path], object], paths: list[Path]) -> int:
-    for path in paths:
-        way(path)
-    return len(paths)
-
-
-@lru_cache
-def _resizer() -> Any:
-    # Asks the network for a newer version at its import otherwise.
-    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
-    cv2: Any = importlib.import_module("cv2")
-    cv2.imencode = lambda kind, image, params: (True, image)  # of this process only
-    return importlib.import_module("img2dataset.resizer").Resizer(SIZE, "keep_ratio_largest", False)
-
-
-def _by_img2dataset(path: Path) -> np.ndarray:
-    content, width, height, _, _, error = _resizer()(io.BytesIO(path.read_bytes()))
-    if error:
-        raise RuntimeError(error)
-    return np.frombuffer(content, np.uint8).reshape(height, width, 3)[..., ::-1]
-
-
-@lru_cache
-def _dataset(paths: tuple[Path, ...], method: str) -> Any:
-    tf: Any = importlib.import_module("tensorflow")
-
-    def decoded(content: Any) -> Any:
-        scale = tf.reduce_min(tf.io.extract_jpeg_shape(content)[:2]) // round(SIZE * decoding.LEAST_REDUCED)
-        return tf.switch_case(
-            tf.searchsorted([2, 4, 8], [scale], side="right")[0],
-            [
-                partial(tf.io.decode_jpeg, content, 3, ratio=ratio, dct_method="INTEGER_ACCURATE")
-                for ratio in (1, 2, 4, 8)
-            ],
-        )
-
-    def resized(path: Any) -> Any:
-        image = tf.image.resize(decoded(tf.io.read_file(path)), (SIZE, SIZE), method, antialias=True)
-        return tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
-
-    files = tf.data.Dataset.from_tensor_slices([str(path) for path in paths])
-    return files.map(resized, num_parallel_calls=tf.data.AUTOTUNE).batch(CHUNK).prefetch(tf.data.AUTOTUNE)
-
-
-def _by_tf_data(paths: tuple[Path, ...], method: str) -> int:
-    return sum(len(batch) for batch in _dataset(paths, method))
-
-
-def _tf_data_pixels(paths: tuple[Path, ...], method: str) -> np.ndarray:
-    return np.concatenate(list(_dataset(paths, method).as_numpy_iterator()))
-
-
 def _on_both_cores(
-    title: str,
-    paths: list[Path],
-    work: Path,
-    targets: dict[str, float],
-    alone: Executor,
-    tf: Executor,
-    both: Executor,
-    judges: Executor,
+    title: str, files: list[Path], work: Path, targets: dict[str, float], pools: Pools
 ) -> list[dict[str, Any]]:
-    """The stage against what else makes squares of photographs.
-
-    `alone` and `tf` have one process each, as a process that holds TensorFlow should not start others by fork. Nothing but
-    img2dataset runs in `both`: after work with large arrays, such as PSNR's, it is up to a fifth faster there than where it
-    starts, as malloc then keeps large blocks.
-    """
-    many = paths * -(-LEAST // len(paths))
+    """The stage against all that makes squares of photographs."""
+    many = files * -(-MIN_IMAGES // len(files))
     parts = [many[start : start + CHUNK] for start in range(0, len(many), CHUNK)]
     ways: dict[str, Callable[[], int]] = {
-        "stage": partial(_result, alone, _by_stage, many, work / "out"),
-        "notebooks": partial(_result, alone, _one_by_one, _whole, paths),
+        "stage": partial(_result, pools.alone, _by_stage, many, work / "out"),
+        "notebooks": partial(_result, pools.alone, _one_by_one, competitors.whole, files),
     }
-    pixels: dict[str, Iterable[np.ndarray]] = {"stage": judges.map(decode, paths, repeat(SIZE), chunksize=CORES)}
+    pixels: dict[str, Iterable[np.ndarray]] = {"stage": pools.judges.map(decode, files, repeat(SIZE), chunksize=CORES)}
     if find_spec("img2dataset"):
-        ways["img2dataset"] = lambda: sum(both.map(_one_by_one, repeat(_by_img2dataset), parts))
-        pixels["img2dataset"] = judges.map(_by_img2dataset, paths, chunksize=CORES)
+        ways["img2dataset"] = lambda: sum(pools.img2dataset.map(_one_by_one, repeat(competitors.img2dataset), parts))
+        pixels["img2dataset"] = pools.judges.map(competitors.img2dataset, files, chunksize=CORES)
     for method in ("lanczos3", "area"):
-        ways[f"tf.data {method}"] = partial(_result, tf, _by_tf_data, tuple(many), method)
-        pixels[f"tf.data {method}"] = _result(tf, _tf_data_pixels, tuple(paths), method)
-    close = {way: list(judges.map(psnr, paths, results, chunksize=CORES)) for way, results in pixels.items()}
+        ways[f"tf.data {method}"] = partial(_result, pools.tf, competitors.tf_data, tuple(many), method)
+        pixels[f"tf.data {method}"] = _result(pools.tf, competitors.tf_data_pixels, tuple(files), method)
+    close = {way: list(pools.judges.map(psnr, files, results, chunksize=CORES)) for way, results in pixels.items()}
     speeds = {way: Speed(rate, close.get(way, [])) for way, rate in rates(ways, work / "out").items()}
     ours = speeds.pop("stage")
     lines = [_line(title, f"stage / {way}", ours, theirs, targets.get(way)) for way, theirs in speeds.items()]
@@ -247,24 +208,46 @@ def _on_both_cores(
     return lines
 
 
-_NOTEBOOK = f"""
-import sys
-from pathlib import Path
-import numpy as np
-from PIL import Image
-paths = sorted(Path(sys.argv[1]).iterdir())
-np.stack([np.asarray(Image.open(p).convert("RGB").resize(({SIZE}, {SIZE}), Image.Resampling.LANCZOS)) for p in paths])
-"""
+def _less_reduced(file: Path) -> np.ndarray:
+    with patch.object(decoding, "MIN_REDUCED", 1.0):
+        return decode(file, SIZE)
 
 
-def _as_processes(photographs: Path, paths: list[Path], work: Path, target: float) -> dict[str, Any]:
+SETTINGS: dict[str, Callable[[Path], np.ndarray]] = {
+    "decode": partial(decode, size=SIZE),
+    "MIN_REDUCED 1.0": _less_reduced,
+    "Pillow's Lanczos": partial(competitors.pillow, LANCZOS, None),
+    "Pillow's Lanczos, first reduced by whole numbers": partial(competitors.pillow, LANCZOS, 1.0),
+    "Pillow's bilinear": partial(competitors.pillow, Image.Resampling.BILINEAR, None),
+    "Pillow's box": partial(competitors.pillow, Image.Resampling.BOX, None),
+}
+
+
+def _on_one_core(title: str, files: list[Path], target: float | None, pools: Pools) -> list[dict[str, Any]]:
+    """`decode` against the floor, and against what would be faster."""
+    files = files[:: -(-len(files) // SAMPLE)]
+    many = files * -(-SAMPLE // len(files))
+    ways: dict[str, Callable[[], int]] = {
+        name: partial(_result, pools.alone, _one_by_one, way, many)
+        for name, way in {"floor": competitors.floor, **SETTINGS}.items()
+    }
+    close = {name: list(pools.judges.map(psnr, files, pools.judges.map(way, files))) for name, way in SETTINGS.items()}
+    speeds = {way: Speed(rate, close.get(way, [])) for way, rate in rates(ways).items()}
+    ours = speeds.pop("decode")
+    return [
+        _line(title, f"decode / {way}", ours, theirs, target if way == "floor" else None)
+        for way, theirs in speeds.items()
+    ]
+
+
+def _as_processes(photographs: Path, files: list[Path], work: Path, target: float) -> dict[str, Any]:
     """The whole stage, its start included, against the notebooks' way."""
     folder = work / "stage"
-    (folder / "data").mkdir(parents=True)
-    values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    values = parse_yaml((ROOT / paths.PARAMETERS).read_text(encoding="utf-8"))
     values |= {"data": str(photographs.resolve()), "resize": {"size": SIZE, "chunk": CHUNK, "max_bad": 0.0}}
-    (folder / "params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
-    (folder / "data/images.txt").write_text("".join(f"{path.name}\n" for path in paths), encoding="utf-8")
+    (folder / paths.IMAGE_LIST).parent.mkdir(parents=True)
+    (folder / paths.IMAGE_LIST).write_text("".join(f"{file.name}\n" for file in files), encoding="utf-8")
+    (folder / paths.PARAMETERS).write_text(yaml.safe_dump(values), encoding="utf-8")
 
     def run(*arguments: str) -> int:
         subprocess.run(
@@ -274,64 +257,17 @@ def _as_processes(photographs: Path, paths: list[Path], work: Path, target: floa
             stdout=subprocess.DEVNULL,
             check=True,
         )
-        return len(paths)
+        return len(files)
 
     speeds = rates(
         {
             "stage": lambda: run("-m", "stages.chunked_resize"),
-            "notebooks": lambda: run("-c", _NOTEBOOK, str(paths[0].parent.resolve())),
+            "notebooks": lambda: run("-c", competitors.NOTEBOOK, str(files[0].parent.resolve())),
         },
-        folder / "data/resized",
+        folder / paths.RESIZED,
     )
     ours, theirs = (Speed(rate, []) for rate in speeds.values())
     return _line("photographs", "stage / notebooks, as processes", ours, theirs, target)
-
-
-def _floor(path: Path) -> None:
-    with Image.open(path) as image:
-        image.draft(None, (image.width // 8, image.height // 8))
-        image.load()
-
-
-def _less_reduced(path: Path) -> np.ndarray:
-    with patch.object(decoding, "LEAST_REDUCED", 1.0):
-        return decode(path, SIZE)
-
-
-def _pillow(resample: Image.Resampling, gap: float | None, path: Path) -> np.ndarray:
-    with Image.open(path) as image:
-        least = round(SIZE * decoding.LEAST_REDUCED)
-        drafted = image.draft("RGB", (least, least))
-        box = drafted[1] if drafted else None
-        return np.asarray(image.convert("RGB").resize((SIZE, SIZE), resample, box, gap))
-
-
-SETTINGS: dict[str, Callable[[Path], np.ndarray]] = {
-    "decode": partial(decode, size=SIZE),
-    "LEAST_REDUCED 1.0": _less_reduced,
-    "Pillow's Lanczos": partial(_pillow, LANCZOS, None),
-    "Pillow's Lanczos, first reduced by whole numbers": partial(_pillow, LANCZOS, 1.0),
-    "Pillow's bilinear": partial(_pillow, Image.Resampling.BILINEAR, None),
-    "Pillow's box": partial(_pillow, Image.Resampling.BOX, None),
-}
-
-
-def _on_one_core(
-    title: str, paths: list[Path], target: float | None, alone: Executor, judges: Executor
-) -> list[dict[str, Any]]:
-    """`decode` against the floor, and against what would be faster."""
-    paths = paths[:: -(-len(paths) // SAMPLE)]
-    many = paths * -(-SAMPLE // len(paths))
-    ways: dict[str, Callable[[], int]] = {
-        name: partial(_result, alone, _one_by_one, way, many) for name, way in {"floor": _floor, **SETTINGS}.items()
-    }
-    close = {name: list(judges.map(psnr, paths, judges.map(way, paths))) for name, way in SETTINGS.items()}
-    speeds = {way: Speed(rate, close.get(way, [])) for way, rate in rates(ways).items()}
-    ours = speeds.pop("decode")
-    return [
-        _line(title, f"decode / {way}", ours, theirs, target if way == "floor" else None)
-        for way, theirs in speeds.items()
-    ]
 
 
 def measure(photographs: Path, work: Path) -> pd.DataFrame:
@@ -346,28 +282,22 @@ def measure(photographs: Path, work: Path) -> pd.DataFrame:
         it applies, our_psnr, our_worst, their_psnr, their_worst.
 
     Raises:
-        Problem: `photographs` has another layout.
+        UserError: `photographs` has another layout.
     """
-    paths = sorted(layout.images_folder(photographs).iterdir())
-    detailed = sorted(paths, key=lambda path: path.stat().st_size)[-MADE:]
+    files = sorted(layout.images_folder(photographs).iterdir())
+    detailed = sorted(files, key=lambda file: file.stat().st_size)[-MADE:]
     lines: list[dict[str, Any]] = []
-    spawn = get_context("spawn")
-    with (
-        ProcessPoolExecutor(1, spawn, _silent) as alone,
-        ProcessPoolExecutor(1, spawn, _silent) as tf,
-        ProcessPoolExecutor(CORES, spawn, _silent) as both,
-        ProcessPoolExecutor(CORES, spawn, _silent) as judges,
-    ):
+    with _pools() as pools:
         for name, shape, wanted, notebooks, floor in (
             ("photographs", None, 0, 7.0, None),
             ("1280x720", (1280, 720), 500_000, 3.6, 0.5),
             ("1920x1080", (1920, 1080), 500_000, 6.0, None),
             ("1920x1080", (1920, 1080), 1_000_000, 6.0, None),
         ):
-            used = made(detailed, shape, wanted, work / f"{name}-{wanted}") if shape else paths
-            title = f"{name}, {sum(path.stat().st_size for path in used) / len(used) / 1000:.0f} KB"
+            used = made(detailed, shape, wanted, work / f"{name}-{wanted}") if shape else files
+            title = f"{name}, {sum(file.stat().st_size for file in used) / len(used) / 1000:.0f} KB"
             targets = {"notebooks": notebooks, "img2dataset": 1.3, "tf.data lanczos3": 1.3}
-            lines += _on_both_cores(title, used, work, targets, alone, tf, both, judges)
-            lines += _on_one_core(title, used, floor, alone, judges)
-    lines.append(_as_processes(photographs, paths, work, 4.5))
+            lines += _on_both_cores(title, used, work, targets, pools)
+            lines += _on_one_core(title, used, floor, pools)
+    lines.append(_as_processes(photographs, files, work, 4.5))
     return pd.DataFrame(lines)

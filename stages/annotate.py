@@ -1,10 +1,8 @@
-"""MPII's RELEASE struct -> data/annotations.csv, one row an image that is present, in MPII's order."""
+"""MPII's annotation file to data/annotations.csv: one row an image that is present, in MPII's order."""
 
 import gc
 import os
-import resource
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -12,14 +10,15 @@ import numpy as np
 import pandas as pd
 import scipy.io
 
-from stages.common import layout, parameters, problem, workers
-from stages.common.files import lock, write_csv, write_json
-from stages.common.problem import Problem
+from stages.common.images import layout
+from stages.common.runtime import errors, parameters, paths, workers
+from stages.common.runtime.errors import UserError
+from stages.common.runtime.files import write_csv, write_json
+from stages.common.runtime.lock import lock
+from stages.common.runtime.memory import memory_limit, user_limit
 
-OUT = Path("data/annotations.csv")
-METRICS = Path("metrics/annotate.json")
-# Reading MPII's file takes 0.4 GB; a small file can be made to take everything.
-MOST_MEMORY = 4 << 30
+# Reading MPII's file takes 0.4 GB; a small hostile file can take everything.
+MAX_MEMORY = 4 << 30
 
 
 def read(path: Path) -> pd.DataFrame:
@@ -30,35 +29,33 @@ def read(path: Path) -> pd.DataFrame:
         missing where there is none), people (int), labelled (bool: a category or an activity is given, `act_id` is not -1).
 
     Raises:
-        Problem: not a whole MATLAB 5 file, or without MPII's RELEASE struct.
+        UserError: not a complete MATLAB 5 file, or without MPII's RELEASE struct.
     """
+    limit = user_limit()
+    limited = f", or raise this shell's memory limit of {limit >> 20} MiB (ulimit -v)" if limit else ""
     # In a process of its own: scipy does not raise but crashes on some damaged files.
     with (
-        workers.dead(f"{path}: so broken that reading it crashes; download it again"),
-        ProcessPoolExecutor(1, initializer=_prepare) as pool,
+        workers.dead_worker(f"{path}: so broken that the reader crashes; download it again{limited}"),
+        ProcessPoolExecutor(1, initializer=workers.prepare) as pool,
     ):
         try:
             with workers.starting():
                 table = pool.submit(_read, path)
             return table.result()
         except MemoryError as error:
-            raise Problem(f"{path}: reading it takes more than {MOST_MEMORY >> 30} GiB; download it again") from error
-
-
-def _prepare() -> None:
-    workers.prepare()
-    with suppress(OSError):  # only Linux has /proc, and a system that heeds the limit
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-        most = pages * resource.getpagesize() + MOST_MEMORY
-        resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
+            allowed = min(MAX_MEMORY, limit or MAX_MEMORY) >> 20
+            raise UserError(
+                f"{path}: reading it needs more than {allowed} MiB of memory; download it again{limited}"
+            ) from error
 
 
 def _read(path: Path) -> pd.DataFrame:
-    release = _load(path)
+    with memory_limit(MAX_MEMORY):
+        release = _load(path)
     annolist, acts = (np.atleast_1d(_field(release, field, path)) for field in ("annolist", "act"))
     if len(annolist) != len(acts):
-        raise Problem(
-            f"{path}: RELEASE has {len(annolist)} images in annolist and {len(acts)} in act; expected as many"
+        raise UserError(
+            f"{path}: RELEASE has {len(annolist)} images in annolist and {len(acts)} in act; expected the same number"
         )
     rows = [_row(image, act, path) for image, act in zip(annolist, acts, strict=True)]
     table = pd.DataFrame(rows, columns=["image", "category", "activity", "video", "people", "labelled"])
@@ -67,25 +64,25 @@ def _read(path: Path) -> pd.DataFrame:
 
 def _load(path: Path) -> Any:
     if path.exists() and not path.is_file():
-        raise Problem(f"{path}: not a file; expected MPII's annotation file")
+        raise UserError(f"{path}: not a file; expected MPII's annotation file")
     try:
         with path.open("rb") as file:
             header = file.read(128)
     except OSError as error:
-        raise Problem(f"{path}: {error.strerror}; expected MPII's annotation file") from error
+        raise UserError(f"{path}: {error.strerror}; expected MPII's annotation file") from error
     # The version, in the byte order that the last two bytes give; the header's text is free.
     if header[124:128] in (b"\x00\x02IM", b"\x02\x00MI"):
-        raise Problem(f"{path}: a MATLAB 7.3 file; expected MATLAB 5, as MPII's is: in MATLAB, save it again with -v7")
+        raise UserError(f"{path}: a MATLAB 7.3 file; expected MATLAB 5, as MPII's is: save it again in MATLAB with -v7")
     if header[124:128] not in (b"\x00\x01IM", b"\x01\x00MI"):
-        raise Problem(f"{path}: not a MATLAB 5 file; expected MPII's {layout.ANNOTATIONS}: download it again")
-    # Millions of small objects, none of them garbage: looking for it takes a fifth of the time.
+        raise UserError(f"{path}: not a MATLAB 5 file; expected MPII's {paths.MPII_ANNOTATIONS}: download it again")
+    # Millions of small objects, none of them garbage: collection takes a fifth of the time.
     gc.disable()
     try:
         return scipy.io.loadmat(path, struct_as_record=False, squeeze_me=True, variable_names=["RELEASE"])
     except MemoryError:
         raise
     except Exception as error:  # scipy raises a dozen types for a broken file
-        raise Problem(f"{path}: broken or truncated ({type(error).__name__}: {error}); download it again") from error
+        raise UserError(f"{path}: broken or truncated ({type(error).__name__}: {error}); download it again") from error
     finally:
         gc.enable()
 
@@ -94,17 +91,17 @@ def _field(content: dict[str, Any], field: str, path: Path) -> Any:
     release = content.get("RELEASE")
     if not hasattr(release, field):
         names = ", ".join(name for name in content if not name.startswith("__")) or "nothing"
-        got = f"a RELEASE without {field}" if "RELEASE" in content else f"{names} in place of it"
-        raise Problem(f"{path}: expected MPII's struct RELEASE with annolist and act, found {got}")
+        got = f"a RELEASE without {field}" if "RELEASE" in content else names
+        raise UserError(f"{path}: expected MPII's struct RELEASE with annolist and act, found {got}")
     return getattr(release, field)
 
 
 def _row(image: Any, act: Any, path: Path) -> tuple[str, str, str, int | None, int, bool]:
     name = getattr(getattr(image, "image", None), "name", "")
     name = str(PurePosixPath(name)) if isinstance(name, str) and name else ""
-    if not layout.inside(name):
-        raise Problem(
-            f"{path}: image name {name!r} is empty, leaves the images' folder or holds control characters; expected a name "
+    if not layout.is_inside(name):
+        raise UserError(
+            f"{path}: image name {name!r} is empty, leaves the images' folder or has control characters; expected a name "
             "like 000000001.jpg"
         )
     category, activity = (_text(getattr(act, field, ""), field, name, path) for field in ("cat_name", "act_name"))
@@ -116,33 +113,35 @@ def _row(image: Any, act: Any, path: Path) -> tuple[str, str, str, int | None, i
 
 def _text(value: Any, field: str, name: str, path: Path) -> str:
     text = " ".join(value.split()) if isinstance(value, str) else ""
-    if layout.unprintable(text):
-        raise Problem(f"{path}: {field} of image {name} is {text!r}; expected text without control characters")
+    if layout.has_control_characters(text):
+        raise UserError(f"{path}: {field} of image {name} is {text!r}; expected text without control characters")
     return text
 
 
 def _number(value: Any, field: str, name: str, path: Path) -> int | None:
-    """A whole number; None for an empty array, NaN or an absent field. Nothing else: a lost video would leak between parts."""
+    """A whole number; None for an empty array, NaN or an absent field. Anything else is an error: a lost video would leak."""
     value = np.asarray(np.nan if value is None else value)
     if value.size == 0 or (value.ndim == 0 and value.dtype.kind == "f" and np.isnan(value)):
         return None
     if value.ndim or value.dtype.kind not in "iuf" or not abs(float(value)) < 2**53 or float(value) != int(value):
-        raise Problem(f"{path}: {field} of image {name} is {value.tolist()!r}; expected a whole number or nothing")
+        raise UserError(f"{path}: {field} of image {name} is {value.tolist()!r}; expected a whole number or nothing")
     return int(value)
 
 
 def present(table: pd.DataFrame, images: Path) -> pd.DataFrame:
-    """The rows of `table` whose image lies in the folder `images`, each image once.
+    """The rows of `table` whose image is in the folder `images`, each image once.
 
     Raises:
-        Problem: no image is there.
+        UserError: there is no such image, or a link to a folder on the way to one.
     """
-    there = table[[os.path.lexists(images / name) for name in table["image"]]]
-    if there.empty:
-        raise Problem(
-            f"{images} holds none of the {len(table)} images that the annotation file names; expected e.g. {_example(table)}"
+    for folder in sorted({images / parent for name in table["image"] for parent in PurePosixPath(name).parents}):
+        layout.refuse_linked_folder(folder)
+    found = table[[os.path.lexists(images / name) for name in table["image"]]]
+    if found.empty:
+        raise UserError(
+            f"{images} contains none of the {len(table)} images that the annotation file names; expected e.g. {_example(table)}"
         )
-    return there.drop_duplicates("image").reset_index(drop=True)
+    return found.drop_duplicates("image").reset_index(drop=True)
 
 
 def _example(table: pd.DataFrame) -> str:
@@ -150,7 +149,7 @@ def _example(table: pd.DataFrame) -> str:
 
 
 def counts(listed: pd.DataFrame, kept: pd.DataFrame) -> dict[str, int]:
-    """The stage's metrics: what the annotation file lists and what of it is kept."""
+    """The stage's metrics: what the annotation file lists, and what is kept of it."""
     labelled = kept[kept["labelled"]]
     missing = listed["image"].nunique() - len(kept)
     return {
@@ -172,14 +171,14 @@ def main() -> None:
     listed = read(layout.annotation_file(data))
     kept = present(listed, layout.images_folder(data))
     numbers = counts(listed, kept)
-    write_csv(OUT, kept)
-    write_json(METRICS, numbers)
+    write_csv(paths.ANNOTATIONS, kept)
+    write_json(paths.ANNOTATE_METRICS, numbers)
     print(
         f"annotate: {numbers['images']} images, {numbers['labelled']} labelled, {numbers['categories']} categories, {numbers['activities']} activities"
     )
     if numbers["missing_images"]:
-        print(f"annotate: warning: {numbers['missing_images']} images of the annotation file are missing and left out")
+        print(f"annotate: warning: {numbers['missing_images']} images of the annotation file are missing: skipped")
 
 
 if __name__ == "__main__":
-    problem.run(main)
+    errors.run(main)

@@ -1,22 +1,17 @@
-"""The chosen model's predictions of the test part -> scores, by label and over all."""
+"""The chosen model's predictions of the test part to scores, by label and over all."""
 
-import csv
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
-from stages.common import bootstrap, parameters, problem
-from stages.common.calibration import calibration_error
-from stages.common.files import lock, write_csv, write_json
-from stages.common.predictions import COLUMNS, PREDICTIONS, read_predictions
-from stages.common.problem import Problem
-from stages.common.scores import f1
-
-METRICS = Path("metrics/evaluation.json")
-LABELS = Path("plots/labels.csv")
-CONFUSION = Path("plots/confusion.csv")
+from stages.common.evaluation import bootstrap
+from stages.common.evaluation.calibration import calibration_error
+from stages.common.evaluation.predictions import read_labels, read_predictions
+from stages.common.evaluation.scores import f1
+from stages.common.runtime import errors, parameters, paths
+from stages.common.runtime.files import write_csv, write_json
+from stages.common.runtime.lock import lock
 
 
 def score(predictions: pd.DataFrame) -> dict[str, Any]:
@@ -35,17 +30,18 @@ def score(predictions: pd.DataFrame) -> dict[str, Any]:
             calibration_error(predictions["probability"].to_numpy(), truth == predicted), 6
         ),
         "test_images": len(predictions),
-        # Lists, which dvc metrics leaves out of its tables: few columns there.
+        # Lists: dvc metrics omits them from its tables, which keeps those narrow.
         **{f"{name}_interval": [round(end, 6) for end in ends] for name, ends in intervals.items()},
     }
 
 
-def report(predictions: pd.DataFrame, labels: list[str]) -> pd.DataFrame:
+def label_scores(predictions: pd.DataFrame, labels: list[str]) -> pd.DataFrame:
     """Precision, recall, F1 and support of each label, the most frequent first."""
     values = precision_recall_fscore_support(
         predictions["label"], predictions["prediction"], labels=labels, zero_division=0
     )
     table = pd.DataFrame(dict(zip(("precision", "recall", "f1", "support"), values, strict=True))).round(6)
+    table["support"] = table["support"].astype(int)  # float where no prediction is correct
     table.insert(0, "label", labels)
     return table.sort_values(["support", "label"], ascending=[False, True])
 
@@ -53,23 +49,18 @@ def report(predictions: pd.DataFrame, labels: list[str]) -> pd.DataFrame:
 @lock("evaluate")
 def main() -> None:
     model = parameters.load().model
-    path = Path(PREDICTIONS.format(model))
-    if not path.is_file():
-        raise Problem(f"{path}: no such predictions; make them with dvc repro")
+    path = paths.predictions(model)
     predictions = read_predictions(path)
-    # Not from the table: a label may be named as a column is, and pandas renames the second one.
-    with path.open(encoding="utf-8", newline="") as file:
-        labels = next(csv.reader(file))[len(COLUMNS) :]
     scores = score(predictions)
-    write_csv(LABELS, report(predictions, labels))
-    write_csv(CONFUSION, predictions[["label", "prediction"]])
-    write_json(METRICS, {"model": model, **scores})
+    write_csv(paths.LABEL_SCORES, label_scores(predictions, read_labels(path)))
+    write_csv(paths.CONFUSION, predictions[["label", "prediction"]])
+    write_json(paths.EVALUATION, {"model": model, **scores})
     shown = ", ".join(
         "{} {:.3f} ({:.2f} to {:.2f})".format(text, scores[name], *scores[f"{name}_interval"])
         for name, text in bootstrap.METRICS.items()
     )
-    print(f"evaluate: {model}: {shown} on {scores['test_images']} test images; in brackets 95 % intervals")
+    print(f"evaluate: {model}: {shown} on {scores['test_images']} test images, with 95 % intervals")
 
 
 if __name__ == "__main__":
-    problem.run(main)
+    errors.run(main)

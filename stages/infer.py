@@ -1,104 +1,85 @@
-"""A trained model on the test part -> models/MODEL/predictions.csv, which evaluate scores.
+"""A trained model on the test part: models/MODEL/predictions.csv, which evaluate scores.
 
-Where the backbone is as it was, from its features, which are there: a sweep over heads never runs it again.
+If the backbone is as it was, it predicts from the stored features: a sweep over heads never runs the backbone again.
 """
 
-import sys
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
-from stages.common import parameters, problem
-from stages.common.backend import device, keras
-from stages.common.chunks import Rows
-from stages.common.files import lock, new_file, write_csv
-from stages.common.networks import TAKES, after_backbone
-from stages.common.parameters import MODELS, Pretrained, Scratch
-from stages.common.parts import SPLIT, choose, labels_of, read_split
-from stages.common.predictions import PREDICTIONS
-from stages.common.problem import Problem
-from stages.common.progress import progress
-from stages.common.resuming import code, resumable, state
-from stages.common.saving import load
+from stages.common.dataset.chunks import Rows
+from stages.common.dataset.splits import images_of, labels_of, read_split
+from stages.common.evaluation.predictions import prediction_table
+from stages.common.networks.serialization import head_of, load
+from stages.common.runtime import errors, parameters, paths
+from stages.common.runtime.arguments import model_argument
+from stages.common.runtime.backend import device, keras
+from stages.common.runtime.errors import UserError
+from stages.common.runtime.files import new_file, write_csv
+from stages.common.runtime.lock import lock
+from stages.common.runtime.parameters import MODELS, Pretrained, Scratch
+from stages.common.runtime.progress import progress
+from stages.common.runtime.resuming import code, fingerprint, resumable, unfinished
 
-RESIZED = Path("data/resized")
-FEATURES = Path("data/features")
-MODEL = "models/{}/model.keras"
 BATCH = 32
 
 
-def predict(
-    model: keras.Model, labels: list[str], rows: Rows, test: pd.DataFrame, done: Path, stage: str
-) -> pd.DataFrame:
-    """Predict every image of `test` (columns image, video, label), going on from what is in the folder `done`.
-
-    Args:
-        model: rows to probabilities, (n, labels).
-
-    Returns:
-        One row an image: image, video, label, prediction, probability, and the probability of each label.
-    """
-    images = list(test["image"])
-    batches = {done / f"{start:06d}.npz": images[start : start + BATCH] for start in range(0, len(images), BATCH)}
-    left = {path: batch for path, batch in batches.items() if not path.exists()}
-    if len(left) < len(batches):
-        print(f"{stage}: going on: {len(batches) - len(left)} of {len(batches)} batches are there already")
-    waiting = sum(map(len, left.values()))
-    with progress(len(images), stage, "image", initial=len(images) - waiting) as bar:
-        for path, batch in left.items():
-            predicted = np.asarray(model.predict_on_batch(rows.read(batch)))
+def probabilities(model: keras.Model, rows: Rows, images: list[str], folder: Path, stage: str) -> np.ndarray:
+    """The model's probabilities for `images`, (images, labels) float64, resuming from the batches in `folder`."""
+    batches = {folder / f"{start:06d}.npz": images[start : start + BATCH] for start in range(0, len(images), BATCH)}
+    left = unfinished(batches, stage, "batches", _load)
+    with progress(len(images), stage, "image", initial=len(images) - sum(len(batches[path]) for path in left)) as bar:
+        for path in left:
+            values = np.asarray(model.predict_on_batch(rows.read(batches[path])))
             with new_file(path) as temporary, temporary.open("wb") as file:
-                np.savez(file, predicted)  # not np.save: it does not notice a full disk
-            bar.update(len(batch))
-    probabilities = np.concatenate([_load(path) for path in batches]).astype(np.float64)
-    table = test[["image", "video", "label"]].reset_index(drop=True)
-    table["prediction"] = np.array(labels)[probabilities.argmax(axis=1)]
-    table["probability"] = probabilities.max(axis=1)
-    return pd.concat([table, pd.DataFrame(probabilities, columns=labels)], axis=1).round(6)
+                np.savez(file, values)  # not np.save: it does not notice a full disk
+            bar.update(len(values))
+    return np.concatenate([_load(path) for path in batches]).astype(np.float64)
 
 
 def _load(path: Path) -> np.ndarray:
     with np.load(path, allow_pickle=False) as stored:
-        predicted: np.ndarray = stored["arr_0"]
-        return predicted
+        values: np.ndarray = stored["arr_0"]
+        return values
 
 
 def main() -> None:
-    values = parameters.load()
-    if len(sys.argv) != 2 or sys.argv[1] not in MODELS:
-        raise Problem(f"usage: python -m stages.infer {{{','.join(MODELS)}}}")
-    name = sys.argv[1]
+    name = model_argument("infer", MODELS)
     with lock(f"infer-{name}"):
-        _run(name, getattr(values, name))
+        _run(name, getattr(parameters.load(), name))
 
 
 def _run(name: str, section: Scratch | Pretrained) -> None:
-    stage, path, out = f"infer-{name}", Path(MODEL.format(name)), Path(PREDICTIONS.format(name))
+    stage, path, out = f"infer-{name}", paths.model_file(name), paths.predictions(name)
     model, labels = load(path)
     split = read_split()
-    if (known := labels_of(split)) != labels:
-        different = ", ".join(sorted(set(known) ^ set(labels))[:5])
-        raise Problem(
-            f"{path} has other labels than {SPLIT} ({len(labels)} and {len(known)}; different: {different}); expected the "
-            "same: train again with dvc repro"
-        )
+    _check_labels(labels, labels_of(split), path)
     if isinstance(section, Pretrained) and not section.fine_tune_epochs:
-        folder, dataset = FEATURES / name, TAKES[section.head]
-        model = after_backbone(model, section.head)
+        folder, dataset = paths.features(name), str(section.features)
+        model = head_of(model)
     else:
-        folder, dataset = RESIZED, "pixels"
+        folder, dataset = paths.RESIZED, "pixels"
     rows = Rows(folder, dataset)
     if model.input_shape[1:] != rows.shape:
-        raise Problem(
+        raise UserError(
             f"{path} takes {dataset} of {model.input_shape[1:]}, {folder} has {rows.shape}; train again with dvc repro"
         )
-    test = choose(split, "test", rows)
+    test = images_of(split, "test", rows)
     print(f"{stage}: {dataset} of {len(test)} test images, on {device()}")
-    inputs = state([path, *sorted(folder.iterdir())])
-    with resumable(out, code(), device(), dataset, test.to_csv(), inputs) as done:
-        write_csv(out, predict(model, labels, rows, test, done, stage))
+    inputs = fingerprint([path, *sorted(folder.iterdir())])
+    with resumable(out, code(), device(), dataset, test.to_csv(), inputs) as pieces:
+        predicted = probabilities(model, rows, list(test["image"]), pieces, stage)
+        write_csv(out, prediction_table(test[["image", "video", "label"]], predicted, labels))
+
+
+def _check_labels(labels: list[str], expected: list[str], path: Path) -> None:
+    if labels != expected:
+        different = ", ".join(sorted(set(expected) ^ set(labels))[:5])
+        raise UserError(
+            f"{path} has other labels than {paths.SPLIT} ({len(labels)} and {len(expected)}; different: {different}); "
+            "expected the same: train again with dvc repro"
+        )
 
 
 if __name__ == "__main__":
-    problem.run(main)
+    errors.run(main)

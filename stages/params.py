@@ -1,23 +1,19 @@
-"""Check params.yaml: the first stage, so that a wrong value stops everything before any work is done.
+"""Check params.yaml: the first stage, so that a wrong value stops everything before any work.
 
-It writes a file that never changes. The stages at the start of the pipeline depend on that file: they run after the
-check, and a changed parameter that is not theirs does not run them again.
+It writes a file whose content never changes. The first stages of the pipeline depend on that file: they run after the
+check, and a changed parameter of another stage does not run them again.
 """
 
-from pathlib import Path
-
-from stages.common import parameters, problem
-from stages.common.files import lock, new_file
-
-OUT = Path("data/params.checked")
+from stages.common.runtime import errors, parameters, paths
+from stages.common.runtime.files import write_text
+from stages.common.runtime.lock import lock
 
 
 @lock("params")
 def main() -> None:
     parameters.load()
-    with new_file(OUT) as temporary:
-        temporary.write_text("params.yaml is valid\n", encoding="utf-8")
+    write_text(paths.PARAMETERS_CHECKED, "params.yaml is valid\n")
 
 
 if __name__ == "__main__":
-    problem.run(main)
+    errors.run(main)

@@ -1,36 +1,32 @@
-"""The chosen model's training at paths that are the same for every model, as dvc compares by path; and its results as a page."""
+"""The chosen model's training at paths that are the same for every model, as dvc compares by path; and the results as a page."""
 
-import json
 import shutil
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from stages.common import page, parameters, problem
-from stages.common.chunks import Rows
-from stages.common.files import lock, new_file, write_json
-from stages.common.parts import read_split
-from stages.common.predictions import PREDICTIONS, read_predictions
-from stages.common.problem import Problem
-
-METRICS = Path("metrics/training.json")
-CURVES = Path("plots/learning_curves.csv")
-PAGE = Path("plots/report.html")
+from stages.common.dataset.chunks import Rows
+from stages.common.dataset.splits import read_split
+from stages.common.evaluation.predictions import read_predictions
+from stages.common.report.page import Results, page
+from stages.common.runtime import errors, parameters, paths
+from stages.common.runtime.files import new_file, read_json, reading, write_json, write_text
+from stages.common.runtime.lock import lock
+from stages.common.runtime.parameters import Parameters, Scratch
 
 
 def training(train: dict[str, Any], features: dict[str, Any], validation: dict[str, Any]) -> dict[str, Any]:
-    """What training cost, and led to.
+    """The cost and the result of training.
 
     Args:
         train: what the train stage measured.
-        features: what the features stage measured, empty where the model has none.
+        features: what the features stage measured, empty if the model has none.
         validation: the best epoch and its macro F1 on the validation images.
 
     Returns:
-        `seconds` counts the frozen backbone's one pass over the images and all epochs, start-up apart;
-        `seconds_per_epoch` and `images_per_second` the epochs alone.
+        `seconds` counts the frozen backbone's single pass over the images and all epochs, without start-up;
+        `seconds_per_epoch` and `images_per_second` count the epochs alone.
     """
     seconds, epochs = train["seconds"], train["epochs"]
     return {
@@ -45,25 +41,20 @@ def training(train: dict[str, Any], features: dict[str, Any], validation: dict[s
 
 
 def commit() -> str:
-    """The commit that this runs in, and whether code or parameters differ from it."""
+    """The current commit, and whether code or parameters differ from it."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        changed = git(
-            "status", "--porcelain", "--", "params.yaml", "dvc.yaml", "data/dvc.yaml", "models/dvc.yaml", "stages"
-        )
-        return git("rev-parse", "--short=12", "HEAD") + (", with changes that are not committed" if changed else "")
+        changed = git("status", "--porcelain", "--", str(paths.PARAMETERS), *paths.PIPELINES, "stages")
+        return git("rev-parse", "--short=12", "HEAD") + (", with uncommitted changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
-        return "none: not run in a git repository with commits"
+        return "none: not a git repository with commits"
 
 
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _parameters(values: parameters.Parameters) -> dict[str, Any]:
+def _shown_parameters(values: Parameters) -> dict[str, Any]:
+    """The parameters that the results depend on: not those of other models or other data sets."""
     chosen = {
         "data": values.data,
         "target": values.target,
@@ -71,43 +62,52 @@ def _parameters(values: parameters.Parameters) -> dict[str, Any]:
         "weights": values.weights,
         "seed": values.seed,
     }
-    sections = {"split": values.split, "resize": values.resize, values.model: getattr(values, values.model)}
+    sections = {"split": values.split, "resize": values.resize, values.model: values.chosen}
     return chosen | {name: section.model_dump() for name, section in sections.items()}
+
+
+def _results(values: Parameters, cost: dict[str, Any]) -> Results:
+    split, curves = read_split(), paths.curves(values.model)
+    counts = split.loc[split["part"] == "train", "label"].value_counts()
+    with reading(curves):
+        learning_curves = pd.read_csv(curves)
+    with reading(paths.LABEL_SCORES):
+        labels = pd.read_csv(paths.LABEL_SCORES, keep_default_na=False, dtype={"label": str})
+    return Results(
+        parameters=_shown_parameters(values),
+        synthetic=values.uses_sample,
+        weights="random" if isinstance(values.chosen, Scratch) else values.initial_weights,
+        commit=commit(),
+        annotate=read_json(paths.ANNOTATE_METRICS),
+        split=read_json(paths.SPLIT_METRICS),
+        resize=read_json(paths.RESIZE_METRICS),
+        evaluation=read_json(paths.EVALUATION),
+        training=cost,
+        curves=learning_curves,
+        labels=labels,
+        predictions=read_predictions(paths.predictions(values.model)),
+        majority=min(counts[counts == counts.max()].index),
+    )
 
 
 @lock("report")
 def main() -> None:
     values = parameters.load()
-    model = values.model
-    timing = Path(f"models/{model}/timing")
-    stages = {path.stem: _json(path) for path in sorted(timing.glob("*.json"))}
-    if "train" not in stages:
-        raise Problem(f"{timing} holds no train.json; run dvc repro to train {model}")
-    validation = _json(Path(f"models/{model}/validation.json"))
-    cost = training(stages["train"], stages.get("features", {}), validation)
-    split = read_split()
-    counts = split.loc[split["part"] == "train", "label"].value_counts()
-    results = page.Results(
-        parameters=_parameters(values),
-        commit=commit(),
-        annotate=_json(Path("metrics/annotate.json")),
-        split=_json(Path("metrics/split.json")),
-        resize=_json(Path("metrics/chunked-resize.json")),
-        evaluation=_json(Path("metrics/evaluation.json")),
-        training=cost,
-        curves=pd.read_csv(f"plots/train-{model}.csv"),
-        labels=pd.read_csv("plots/labels.csv", keep_default_na=False, dtype={"label": str}),
-        predictions=read_predictions(Path(PREDICTIONS.format(model))),
-        majority=min(counts[counts == counts.max()].index),
+    timing, features = paths.timing(values.model), paths.timing(values.model) / "features.json"
+    cost = training(
+        read_json(timing / "train.json"),
+        read_json(features) if features.exists() else {},
+        read_json(paths.validation(values.model)),
     )
-    html = page.page(results, Rows(Path("data/resized"), "pixels").read)
-    write_json(METRICS, cost)
-    with new_file(CURVES) as temporary:
-        shutil.copyfile(f"plots/train-{model}.csv", temporary)
-    with new_file(PAGE) as temporary:
-        temporary.write_text(html, encoding="utf-8")
-    print(f"report: {METRICS} and {CURVES} are those of {model}; all results as a page: {PAGE}")
+    html = page(_results(values, cost), Rows(paths.RESIZED, "pixels").read)
+    write_json(paths.TRAINING, cost)
+    with new_file(paths.LEARNING_CURVES) as temporary:
+        shutil.copyfile(paths.curves(values.model), temporary)
+    write_text(paths.REPORT, html)
+    print(
+        f"report: {paths.TRAINING} and {paths.LEARNING_CURVES} are those of {values.model}; the page is {paths.REPORT}"
+    )
 
 
 if __name__ == "__main__":
-    problem.run(main)
+    errors.run(main)

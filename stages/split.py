@@ -1,31 +1,26 @@
-"""data/annotations.csv -> data/split.csv: train, validation, test, unlabelled; stratified by label, grouped by video."""
+"""data/annotations.csv to data/split.csv: train, validation, test, unlabelled; stratified by label, grouped by video."""
 
 from collections import Counter, defaultdict
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from stages.common import parameters, problem
-from stages.common.files import lock, new_file, write_csv, write_json
-from stages.common.problem import Problem
+from stages.common.dataset.splits import PARTS, UNLABELLED, video_keys
+from stages.common.runtime import errors, parameters, paths
+from stages.common.runtime.errors import UserError
+from stages.common.runtime.files import reading, write_csv, write_json, write_text
+from stages.common.runtime.lock import lock
 
-ANNOTATIONS = Path("data/annotations.csv")
-OUT = Path("data/split.csv")
-IMAGES = Path("data/images.txt")
-METRICS = Path("metrics/split.json")
-
-PARTS = ("train", "validation", "test")
 ATTEMPTS = 20
 
 Groups = list[Counter[str]]
 
 
 def assign(groups: Groups, fractions: tuple[float, float, float], seed: int) -> tuple[list[int], list[str]]:
-    """Give each group a part so that each label's images are shared as `fractions` says.
+    """Assign each group to a part so that each label's images are divided as `fractions` says.
 
-    Several random orders are tried and the one closest to the fractions is kept. A label whose groups can't reach all
-    three parts goes to train with all of them.
+    Several random orders are tried and the one closest to the fractions is kept. A label with too few groups for three
+    parts goes to train with all of them.
 
     Args:
         groups: images by label, one counter a group.
@@ -56,7 +51,7 @@ def assign(groups: Groups, fractions: tuple[float, float, float], seed: int) -> 
 
 
 def _too_few(groups: Groups, few: set[str]) -> set[str]:
-    """`few` and every label that can't be in three parts: under three groups, or under two that no label of `few` holds in train."""
+    """`few`, and every label that can't be in three parts: under three groups, or under two that no label of `few` keeps in train."""
     while True:
         everywhere = Counter(label for group in groups for label in group)
         free = Counter(label for group in groups if not few & group.keys() for label in group)
@@ -79,7 +74,7 @@ def _attempt(
             members[label].append(number)
     order = [int(number) for number in generator.permutation(len(groups))]
     rank = {number: position for position, number in enumerate(order)}
-    # First one group in each part for the labels with the fewest groups, then the rest where most is missing.
+    # First one group in each part for the labels with the fewest groups, then the others where most is missing.
     for label in sorted(members, key=lambda label: (len(members[label]), label)):
         if label in few:
             continue
@@ -123,42 +118,42 @@ def _cost(groups: Groups, parts: list[int], fractions: tuple[float, ...], totals
 
 
 def split(annotations: pd.DataFrame, target: str, parameters: parameters.Split) -> tuple[pd.DataFrame, list[str]]:
-    """Give every image its part.
+    """Assign every image to a part.
 
     Args:
         annotations: the table that `annotate` writes.
-        target: the column that is learnt.
+        target: the column to learn.
         parameters: the section `split`.
 
     Returns:
         One row an image in the order of `annotations`: image, part (one of `PARTS` or unlabelled), label (empty where
-        unlabelled), video; and the labels that are in train alone.
+        unlabelled), video; and the labels that are in train only.
 
     Raises:
-        Problem: fewer than two labels, or no label with enough groups to be in all parts.
+        UserError: fewer than two labels, or no label with enough groups to be in all parts.
     """
     labelled = annotations["labelled"] & (annotations[target] != "")
     labels = annotations[target].where(labelled, "")
     if (found := labels[labelled].nunique()) < 2:
         names = f"one label only ({labels[labelled].iloc[0]!r})" if found else "no label at all"
         other = "activity" if target == "category" else "category"
-        raise Problem(
-            f"target {target} has {names} in {ANNOTATIONS}; expected two or more: try target={other} or more data"
+        raise UserError(
+            f"target {target} has {names} in {paths.ANNOTATIONS}; expected two or more: try target={other} or more data"
         )
-    videos = annotations["video"].astype("string")
-    keys = annotations["image"].where(videos.isna() | (parameters.group == "image"), "video " + videos.fillna(""))
-    numbers, _ = pd.factorize(keys[labelled])
+    images, videos = annotations["image"], annotations["video"].astype("string").fillna("")
+    groups_of_images = video_keys(images, videos) if parameters.group == "video" else images
+    numbers, _ = pd.factorize(groups_of_images[labelled])
     groups: Groups = [Counter() for _ in range(numbers.max() + 1)]
     for number, label in zip(numbers, labels[labelled], strict=True):
         groups[number][label] += 1
     fractions = (1 - parameters.validation - parameters.test, parameters.validation, parameters.test)
     parts, few = assign(groups, fractions, parameters.seed)
     if len(few) == found:
-        raise Problem(
+        raise UserError(
             f"{len(groups)} {parameters.group}s with {labelled.sum()} labelled images of {found} labels are too few: expected "
             f"at least one label in 3 {parameters.group}s or more, one each for train, validation and test"
         )
-    part = np.full(len(annotations), "unlabelled", dtype=object)
+    part = np.full(len(annotations), UNLABELLED, dtype=object)
     part[labelled.to_numpy()] = [PARTS[parts[number]] for number in numbers]
     columns = {"image": annotations["image"], "part": part, "label": labels, "video": annotations["video"]}
     return pd.DataFrame(columns), few
@@ -166,9 +161,9 @@ def split(annotations: pd.DataFrame, target: str, parameters: parameters.Split) 
 
 def counts(table: pd.DataFrame, few: list[str]) -> dict[str, object]:
     """The stage's metrics: images a part, labels, and what could not be split."""
-    labelled = table[table["part"] != "unlabelled"]
+    labelled = table[table["part"] != UNLABELLED]
     return {
-        **{part: int((table["part"] == part).sum()) for part in (*PARTS, "unlabelled")},
+        **{part: int((table["part"] == part).sum()) for part in (*PARTS, UNLABELLED)},
         "labels": labelled["label"].nunique(),
         "labels_in_train_alone": len(few),
         "images_without_video": int(labelled["video"].isna().sum()),
@@ -178,31 +173,28 @@ def counts(table: pd.DataFrame, few: list[str]) -> dict[str, object]:
 @lock("split")
 def main() -> None:
     values = parameters.load()
-    annotations = pd.read_csv(
-        ANNOTATIONS,
-        keep_default_na=False,
-        dtype={"image": "str", "category": "str", "activity": "str", "video": "Int64"},
-        na_values={"video": ""},
-    )
-    table, few = split(annotations, values.target, values.split)
-    write_csv(OUT, table)
-    # Which images, not which part: a new split does not decode and resize them again.
-    with new_file(IMAGES) as temporary:
-        temporary.write_text(
-            "".join(f"{name}\n" for name in annotations.loc[annotations["labelled"], "image"]), encoding="utf-8"
+    with reading(paths.ANNOTATIONS):
+        annotations = pd.read_csv(
+            paths.ANNOTATIONS,
+            keep_default_na=False,
+            dtype={"image": "str", "category": "str", "activity": "str", "video": "Int64"},
+            na_values={"video": ""},
         )
+    table, few = split(annotations, values.target, values.split)
+    write_csv(paths.SPLIT, table)
+    # Which images, not which part: a new split does not decode and resize them again.
+    names = annotations.loc[annotations["labelled"], "image"]
+    write_text(paths.IMAGE_LIST, "".join(f"{name}\n" for name in names))
     numbers = counts(table, few)
-    write_json(METRICS, numbers)
-    print("split:", ", ".join(f"{numbers[part]} {part}" for part in (*PARTS, "unlabelled")))
+    write_json(paths.SPLIT_METRICS, numbers)
+    print("split:", ", ".join(f"{numbers[part]} {part}" for part in (*PARTS, UNLABELLED)))
     if values.split.group == "video" and numbers["images_without_video"]:
         print(
-            f"split: warning: {numbers['images_without_video']} labelled images name no video; each counts as one of its own"
+            f"split: warning: {numbers['images_without_video']} labelled images have no video; each counts as a video of its own"
         )
     if few:
-        print(
-            f"split: warning: in too few {values.split.group}s to be in every part, so in train alone: {'; '.join(few)}"
-        )
+        print(f"split: warning: in too few {values.split.group}s for every part, so in train only: {'; '.join(few)}")
 
 
 if __name__ == "__main__":
-    problem.run(main)
+    errors.run(main)

@@ -1,4 +1,4 @@
-"""What several tests need: a small clone of the repository, and the real photographs where they are at hand."""
+"""What several tests need: a small clone of the repository, small data sets, and real photographs if they are available."""
 
 import json
 import os
@@ -10,10 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
-from stages.common import chunks
+from stages.common.dataset import chunks
+from stages.common.runtime import paths
+from stages.common.runtime.parameters import Pretrained
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -44,7 +48,7 @@ def _python_of_the_tests() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _signals_reach_the_stages() -> Iterator[None]:
-    """In the background of a shell, and under nohup, signals are ignored, by the processes that a test starts as well."""
+    """In the background of a shell, and under nohup, signals are ignored, also by the processes that a test starts."""
     ignored = [number for number in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_IGN]
     for number in ignored:
         signal.signal(number, signal.default_int_handler)
@@ -152,3 +156,61 @@ def shared() -> Callable[[str], Path]:
         return SHARED / name
 
     return find
+
+
+@pytest.fixture(scope="session")
+def noise() -> np.ndarray:
+    """Eight images of noise, (8, 72, 72, 3) uint8."""
+    return np.random.default_rng(0).integers(0, 255, (8, 72, 72, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def coloured_split(workspace: Path) -> pd.DataFrame:
+    """The split of 48 images of 32x32 pixels, whose three labels differ in colour; data/resized has their pixels."""
+    generator = np.random.default_rng(1)
+    pixels = np.repeat(generator.integers(0, 60, (48, 1, 1, 3), dtype=np.uint8), 32, axis=1).repeat(32, axis=2)
+    numbers = np.arange(48) % 3
+    pixels[np.arange(48), :, :, numbers] += 120
+    names = [f"{number}.jpg" for number in range(48)]
+    for start in (0, 24):
+        part = slice(start, start + 24)
+        chunks.write(paths.RESIZED / f"{start:05d}.h5", names[part], {"pixels": pixels[part]})
+    parts = ["train"] * 24 + ["validation"] * 12 + ["test"] * 12
+    return pd.DataFrame({"image": names, "part": parts, "label": np.array(["a", "b", "c"])[numbers], "video": ""})
+
+
+def pretrained_section(**changes: Any) -> Pretrained:
+    """The section of a pretrained model that suits `coloured_split`."""
+    values = {
+        "input_size": 48,
+        "precision": "float32",
+        "head": "softmax",
+        "l2": 10.0,
+        "dropout": 0.1,
+        "batch_size": 8,
+        "learning_rate": 0.01,
+        "epochs": 6,
+        "patience": 6,
+        "imbalance": "class_weight",
+        "fine_tune_epochs": 2,
+        "fine_tune_layers": 4,
+        "fine_tune_learning_rate": 1e-4,
+        "refit": False,
+    }
+    return Pretrained.model_validate(values | changes)
+
+
+def extract_features(section: Pretrained) -> None:
+    """Write the features of data/resized by a MobileNetV2 with random weights, and the network, where train finds them."""
+    from stages import features
+    from stages.common.networks.backbones import backbone
+    from stages.common.networks.serialization import save
+
+    rows = chunks.Rows(paths.RESIZED, "pixels")
+    images = rows.read(list(rows.places)[: features.BATCH])
+    model = backbone("mobilenetv2", rows.shape[0], section.input_size, "random", images)
+    folder = paths.features("mobilenetv2")
+    folder.mkdir(parents=True)
+    count = features.extract(model, paths.RESIZED, folder, section.features, "features-mobilenetv2")
+    assert count == len(rows)
+    save(model, paths.backbone("mobilenetv2"), [])

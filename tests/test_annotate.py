@@ -3,6 +3,8 @@
 import os
 import pickle
 import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -10,13 +12,16 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.io
 
 from stages import annotate
-from stages.common import layout
-from stages.common.files import write_csv
-from stages.common.problem import Problem
+from stages.common.images import layout
+from stages.common.runtime import paths
+from stages.common.runtime.errors import UserError
+from stages.common.runtime.files import write_csv
+from tests.conftest import ROOT
 
 EMPTY = np.zeros((0, 0))
 
@@ -89,16 +94,14 @@ def test_a_single_image_collapses_to_a_scalar_and_fields_may_be_absent(tmp_path:
 
 
 def test_names_keep_their_commas_through_the_csv(workspace: Path, drawn: Path) -> None:
-    import pandas as pd
-
     table = annotate.read(layout.annotation_file(drawn))
-    write_csv(annotate.OUT, table)
-    again = pd.read_csv(annotate.OUT, keep_default_na=False)
+    write_csv(paths.ANNOTATIONS, table)
+    again = pd.read_csv(paths.ANNOTATIONS, keep_default_na=False)
     assert list(again["activity"]) == list(table["activity"])
     assert again["activity"].str.contains(",").any()
 
 
-def test_missing_and_repeated_images_are_counted_and_left_out(tmp_path: Path) -> None:
+def test_missing_and_repeated_images_are_counted_and_skipped(tmp_path: Path) -> None:
     names = ["1.jpg", "2.jpg", "1.jpg", "3.jpg"]
     path = save(tmp_path / "a.mat", [image(name) for name in names], [act("sports", "tennis", 1.0)] * 4)
     (tmp_path / "1.jpg").touch()
@@ -110,26 +113,26 @@ def test_missing_and_repeated_images_are_counted_and_left_out(tmp_path: Path) ->
     assert (counts["images"], counts["missing_images"], counts["repeated_images"]) == (2, 1, 1)
 
 
-def test_no_image_at_all_is_a_problem(tmp_path: Path) -> None:
+def test_no_image_at_all_is_one_error(tmp_path: Path) -> None:
     path = save(tmp_path / "a.mat", [image("1.jpg")], [act("sports", "tennis", 1.0)])
-    with pytest.raises(Problem, match="holds none of the 1 images .* expected e.g. 1.jpg"):
+    with pytest.raises(UserError, match="contains none of the 1 images .* expected e.g. 1.jpg"):
         annotate.present(annotate.read(path), tmp_path)
 
 
 @pytest.mark.parametrize("name", ["../1.jpg", "/etc/passwd", "a/../../b.jpg", "", EMPTY])
 def test_a_name_that_leaves_the_folder_is_refused(tmp_path: Path, name: Any) -> None:
-    with pytest.raises(Problem, match="leaves the images' folder"):
+    with pytest.raises(UserError, match="leaves the images' folder"):
         annotate.read(save(tmp_path / "a.mat", [image(name)], [act("sports", "tennis", 1.0)]))
 
 
 @pytest.mark.parametrize("video", ["3.0", np.array([1.0, 2.0]), 0.5, 1e20, np.uint64(2**63 + 5)])
-def test_a_video_that_is_no_whole_number_is_refused_not_lost(tmp_path: Path, video: Any) -> None:
+def test_a_video_that_is_not_a_whole_number_is_refused_not_lost(tmp_path: Path, video: Any) -> None:
     path = save(tmp_path / "a.mat", [image("1.jpg", vididx=video)], [act("sports", "tennis", 1.0)])
-    with pytest.raises(Problem, match=r"vididx of image 1.jpg is .*; expected a whole number or nothing"):
+    with pytest.raises(UserError, match=r"vididx of image 1.jpg is .*; expected a whole number or nothing"):
         annotate.read(path)
 
 
-def test_one_spelling_of_a_name_and_its_blanks_are_kept(tmp_path: Path) -> None:
+def test_two_spellings_of_a_path_are_one_name_and_spaces_are_kept(tmp_path: Path) -> None:
     path = save(tmp_path / "a.mat", [image("./a  b.jpg"), image("a  b.jpg")], [act("sports", "tennis", 1.0)] * 2)
     assert list(annotate.read(path)["image"]) == ["a  b.jpg", "a  b.jpg"]
 
@@ -138,77 +141,123 @@ def _crash(path: Path) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_file_that_crashes_the_reader_is_one_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_crashes_the_reader_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(annotate, "_read", _crash)
-    with pytest.raises(Problem, match="so broken that reading it crashes"):
+    with pytest.raises(UserError, match="so broken that the reader crashes"):
         annotate.read(tmp_path / "a.mat")
 
 
-def test_a_small_file_that_wants_much_memory_is_one_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(annotate, "MOST_MEMORY", 256 << 20)
+def test_a_small_file_that_needs_much_memory_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(annotate, "MAX_MEMORY", 256 << 20)
     scipy.io.savemat(tmp_path / "bomb.mat", {"RELEASE": np.zeros(300 << 20, np.uint8)}, do_compression=True)
     assert (tmp_path / "bomb.mat").stat().st_size < 1 << 20
-    with pytest.raises(Problem, match=r"bomb.mat: reading it takes more than"):
+    with pytest.raises(UserError, match=r"bomb.mat: reading it needs more than 256 MiB of memory; download it again$"):
         annotate.read(tmp_path / "bomb.mat")
 
 
-def test_what_is_no_file_is_one_problem_and_not_waited_for(tmp_path: Path) -> None:
+def test_a_memory_limit_of_the_user_is_kept_and_named(tmp_path: Path) -> None:
+    scipy.io.savemat(tmp_path / "large.mat", {"RELEASE": np.zeros(600 << 20, np.uint8)}, do_compression=True)
+    code = """if True:
+        import resource, sys
+        from pathlib import Path
+        from stages import annotate
+        from stages.common.runtime import errors
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + (500 << 20)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+        print(limit >> 20, flush=True)
+        errors.run(lambda: annotate.read(Path(sys.argv[1])))
+    """
+    command = [sys.executable, "-c", code, str(tmp_path / "large.mat")]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    limit = ended.stdout.strip()
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines() == [
+        f"error: {tmp_path}/large.mat: reading it needs more than {limit} MiB of memory; download it again, or raise this "
+        f"shell's memory limit of {limit} MiB (ulimit -v)"
+    ]
+
+
+def test_what_is_not_a_file_is_one_error_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.mat")
     (tmp_path / "zeros.mat").symlink_to("/dev/zero")
     (tmp_path / "pickle.mat").write_bytes(pickle.dumps({"RELEASE": 1}) * 20)
     for name in ("pipe", "zeros", "pickle"):
-        with pytest.raises(Problem, match=rf"{name}.mat: not a (MATLAB 5 )?file"):
+        with pytest.raises(UserError, match=rf"{name}.mat: not a (MATLAB 5 )?file"):
             annotate.read(tmp_path / f"{name}.mat")
 
 
 @pytest.mark.parametrize("name", ["a\n.jpg", "\x00.jpg", "\ud800.jpg"])
-def test_names_that_no_list_survives_are_refused(name: str) -> None:
-    assert not layout.inside(name)
+def test_names_that_a_text_file_can_not_hold_are_refused(name: str) -> None:
+    assert not layout.is_inside(name)
 
 
-def test_other_structs_are_one_problem(tmp_path: Path) -> None:
+def test_other_structs_are_one_error(tmp_path: Path) -> None:
     scipy.io.savemat(tmp_path / "other.mat", {"DATA": np.ones(3)})
-    with pytest.raises(Problem, match="expected MPII's struct RELEASE"):
+    with pytest.raises(UserError, match="expected MPII's struct RELEASE"):
         annotate.read(tmp_path / "other.mat")
     scipy.io.savemat(tmp_path / "half.mat", {"RELEASE": struct(annolist=cells(image("1.jpg")))})
-    with pytest.raises(Problem, match="a RELEASE without act"):
+    with pytest.raises(UserError, match="a RELEASE without act"):
         annotate.read(tmp_path / "half.mat")
-    with pytest.raises(Problem, match="2 images in annolist and 1 in act"):
+    with pytest.raises(UserError, match="2 images in annolist and 1 in act"):
         annotate.read(save(tmp_path / "a.mat", [image("1.jpg"), image("2.jpg")], [act("sports", "tennis", 1.0)]))
 
 
-def test_broken_files_are_one_problem(tmp_path: Path, drawn: Path) -> None:
+def test_broken_files_are_one_error(tmp_path: Path, drawn: Path) -> None:
     whole = layout.annotation_file(drawn).read_bytes()
     path = tmp_path / "broken.mat"
     for content in (b"", b"MATLAB", whole[:200], whole[: len(whole) // 2], whole[:-40], b"\x80\x04N." * 99):
         path.write_bytes(content)
-        with pytest.raises(Problem, match=r"broken.mat: (not a MATLAB 5 file|broken or truncated)"):
+        with pytest.raises(UserError, match=r"broken.mat: (not a MATLAB 5 file|broken or truncated)"):
             annotate.read(path)
-    with pytest.raises(Problem, match="No such file"):
+    with pytest.raises(UserError, match="No such file"):
         annotate.read(tmp_path / "absent.mat")
 
 
-def test_matlab_7_3_says_how_to_mend_it(tmp_path: Path) -> None:
+def test_matlab_7_3_says_how_to_fix_it(tmp_path: Path) -> None:
     path = tmp_path / "new.mat"
     with h5py.File(path, "w", userblock_size=512) as file:
         file["RELEASE"] = 1
     with path.open("r+b") as file:
         file.write(b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM")
-    with pytest.raises(Problem, match="MATLAB 7.3 .* -v7"):
+    with pytest.raises(UserError, match="MATLAB 7.3 .* -v7"):
         annotate.read(path)
 
 
 def test_the_layout_is_found_below_and_never_guessed(tmp_path: Path) -> None:
-    with pytest.raises(Problem, match="no folder"):
+    with pytest.raises(UserError, match="not a folder"):
         layout.annotation_file(tmp_path / "absent")
-    with pytest.raises(Problem, match=f"holds no {layout.ANNOTATIONS}"):
+    with pytest.raises(UserError, match=f"contains no {paths.MPII_ANNOTATIONS}"):
         layout.annotation_file(tmp_path)
     (tmp_path / "below").mkdir()
-    (tmp_path / "below" / layout.ANNOTATIONS).touch()
-    assert layout.annotation_file(tmp_path) == tmp_path / "below" / layout.ANNOTATIONS
-    (tmp_path / layout.ANNOTATIONS).touch()
-    with pytest.raises(Problem, match="more than once"):
+    (tmp_path / "below" / paths.MPII_ANNOTATIONS).touch()
+    assert layout.annotation_file(tmp_path) == tmp_path / "below" / paths.MPII_ANNOTATIONS
+    (tmp_path / paths.MPII_ANNOTATIONS).touch()
+    with pytest.raises(UserError, match="more than once"):
         layout.annotation_file(tmp_path)
+
+
+def test_a_link_to_a_folder_is_refused_as_dvc_does_not_see_behind_it(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "elsewhere/inner").mkdir(parents=True)
+    (tmp_path / "data/images").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="data/images is a link to a folder, .*expected a real folder: copy it"):
+        layout.images_folder(tmp_path / "data")
+    (tmp_path / "data/images").unlink()
+    (tmp_path / "data/images").mkdir()
+    (tmp_path / "data/images/linked").symlink_to(tmp_path / "elsewhere")
+    for name in ("linked/1.jpg", "linked/inner/1.jpg"):
+        (tmp_path / "elsewhere" / name.removeprefix("linked/")).touch()
+        path = save(tmp_path / "a.mat", [image(name)], [act("sports", "tennis", 1.0)])
+        with pytest.raises(UserError, match="images/linked is a link to a folder"):
+            annotate.present(annotate.read(path), tmp_path / "data/images")
+
+
+def test_a_link_to_an_image_is_an_image(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/1.jpg").symlink_to(tmp_path / "a.mat")
+    path = save(tmp_path / "a.mat", [image("1.jpg")], [act("sports", "tennis", 1.0)])
+    assert list(annotate.present(annotate.read(path), tmp_path / "images")["image"]) == ["1.jpg"]
 
 
 @pytest.mark.slow
@@ -220,7 +269,7 @@ def test_the_full_file(shared: Callable[[str], Path]) -> None:
     counts = labelled["category"].value_counts()
     assert len(labelled) == 16_646
     assert len(counts) == 20
-    # Once more, without squeezing and without the stage's code.
+    # The same counts without squeezing and without the stage's code.
     acts = scipy.io.loadmat(path)["RELEASE"]["act"][0, 0]
     names = Counter(str(name[0]) for name in acts["cat_name"].ravel() if name.size)
     assert counts.to_dict() == names

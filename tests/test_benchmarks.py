@@ -1,13 +1,13 @@
-"""What the benchmarks stand on: a pipeline of the same shape that does nothing, and where and when they were run."""
+"""What the benchmarks need: a pipeline of the same shape that does nothing, and a header that says when and where they ran."""
 
 import subprocess
 from pathlib import Path
 
 import pytest
-import yaml
 
 from benchmarks import pipeline
 from benchmarks.__main__ import PARTS, hardware
+from stages.common.runtime.parameters import parse_yaml
 from tests.conftest import ROOT, make_clone
 
 
@@ -22,9 +22,7 @@ def test_the_empty_pipeline_has_the_same_stages_and_outputs_and_runs(tmp_path: P
     clone = make_clone(tmp_path / "clone")
     empty = pipeline.empty_copy(clone.path, tmp_path / "empty")
     for file in pipeline.FILES:
-        ours, theirs = (
-            yaml.safe_load((path / file).read_text(encoding="utf-8"))["stages"] for path in (clone.path, empty)
-        )
+        ours, theirs = (parse_yaml((path / file).read_text(encoding="utf-8"))["stages"] for path in (clone.path, empty))
         assert {name: stage | {"cmd": ""} for name, stage in ours.items()} == {
             name: stage | {"cmd": ""} for name, stage in theirs.items()
         }

@@ -1,4 +1,4 @@
-"""The intervals: that they hold the truth as often as they say, and that their scores are scikit-learn's."""
+"""The intervals contain the truth as often as they say, and their scores are scikit-learn's."""
 
 from typing import Any
 
@@ -7,15 +7,16 @@ import pandas as pd
 import pytest
 from sklearn.metrics import accuracy_score
 
-from stages.common import bootstrap
-from stages.common.scores import f1
+from stages.common.evaluation import bootstrap
+from stages.common.evaluation.predictions import occurring_labels
+from stages.common.evaluation.scores import f1
 
 
 def draw(
     videos: int, labels: int, generator: np.random.Generator, accuracies: tuple[float, ...], huge: float = 0.0
 ) -> list[pd.DataFrame]:
     """Predictions of several models on the same frames: each video has one label, its own number of frames and its own
-    difficulty, so that frames of one video are right or wrong together; rare labels are rare. `huge` is the fraction of
+    difficulty, so that frames of one video are correct or wrong together; rare labels are rare. `huge` is the fraction of
     videos with some forty frames.
     """
     weights = 1 / np.arange(1, labels + 1) ** 0.8
@@ -38,12 +39,11 @@ def draw(
 
 
 def score(table: pd.DataFrame) -> np.ndarray:
-    labels = sorted({*table["label"], *table["prediction"]})
-    return bootstrap.scores(bootstrap.tally(table, labels).sum(axis=0))
+    return bootstrap.scores(bootstrap.tally(table, occurring_labels(table)).sum(axis=0))
 
 
 class Population:
-    """So many videos that their scores are what is expected of any test part."""
+    """So many videos that their scores are those to expect of any test part."""
 
     def __init__(self, table: pd.DataFrame) -> None:
         self.scores = score(table)
@@ -52,7 +52,7 @@ class Population:
         self.f1 = dict(zip(labels, 2 * right / (images + predicted), strict=True))
 
     def expected(self, table: pd.DataFrame) -> np.ndarray:
-        """Macro F1 over the labels that the test part has, which is what its score is a mean of."""
+        """The expected scores of a test part; macro F1 is the mean over the labels that occur in it."""
         return np.array([np.mean([self.f1[label] for label in set(table["label"])]), *self.scores[1:]])
 
 
@@ -61,22 +61,22 @@ class Population:
     ("videos", "labels", "huge"),
     [(25, 4, 0.0), (40, 12, 0.0), (150, 20, 0.0), (400, 20, 0.0), (100, 20, 0.05), (300, 20, 0.05)],
 )
-def test_intervals_hold_the_truth_about_95_times_of_100(
+def test_intervals_contain_the_truth_about_95_times_of_100(
     videos: int, labels: int, huge: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bootstrap, "RESAMPLES", 1000)
     generator = np.random.default_rng(1)
     population = Population(*draw(60_000, labels, generator, (0.55,), huge))
     trials = 200
-    held = np.zeros(3)
+    contained = np.zeros(3)
     for _ in range(trials):
         (table,) = draw(videos, labels, generator, (0.55,), huge)
         truth = population.expected(table)
         ends = np.array(list(bootstrap.intervals(table).values()))
-        held += (ends[:, 0] <= truth) & (truth <= ends[:, 1])
+        contained += (ends[:, 0] <= truth) & (truth <= ends[:, 1])
     # 200 trials of 0.95 are within 0.90 and 0.99 nearly always
-    assert (held / trials > 0.89).all(), held / trials
-    assert (held / trials <= 0.995).all(), held / trials
+    assert (contained / trials > 0.89).all(), contained / trials
+    assert (contained / trials <= 0.995).all(), contained / trials
 
 
 @pytest.mark.slow
@@ -109,7 +109,7 @@ def test_scores_are_scikit_learns() -> None:
 
 
 def test_frames_of_one_video_count_as_one() -> None:
-    """Twenty frames a video of which all are right or all are wrong say no more than one frame a video."""
+    """Twenty frames a video that are all correct or all wrong tell no more than one frame a video."""
     generator = np.random.default_rng(4)
     right = generator.random(50) < 0.6
     label = np.where(np.arange(50) % 2, "a", "b")
@@ -160,11 +160,11 @@ def test_the_smallest_test_parts_have_an_interval_within_0_and_1(rows: list[tupl
 
 @pytest.mark.parametrize("videos", range(1, 12))
 @pytest.mark.parametrize("right", [True, False])
-def test_all_right_or_all_wrong_is_not_known_for_sure(videos: int, right: bool) -> None:
+def test_all_correct_or_all_wrong_is_not_certain(videos: int, right: bool) -> None:
     names = [str(number) for number in range(videos)]
     table = pd.DataFrame({"image": names, "video": names, "label": "a", "prediction": "a" if right else "b"})
     for low, high in bootstrap.intervals(table).values():
-        if videos < bootstrap.LEAST_VIDEOS:
+        if videos < bootstrap.MIN_VIDEOS:
             assert (low, high) == (0, 1)
         else:
             end = 0.025 ** (1 / videos)
@@ -174,9 +174,9 @@ def test_all_right_or_all_wrong_is_not_known_for_sure(videos: int, right: bool) 
         assert (found.p < bootstrap.ALPHA) == (found.low > 0)
 
 
-def test_images_without_a_video_are_each_their_own() -> None:
+def test_each_image_without_a_video_is_a_video_of_its_own() -> None:
     (table,) = draw(20, 4, np.random.default_rng(6), (0.5,))
-    assert len(bootstrap.tally(table.assign(video=""), sorted({*table["label"], *table["prediction"]}))) == len(table)
+    assert len(bootstrap.tally(table.assign(video=""), occurring_labels(table))) == len(table)
 
 
 @pytest.mark.parametrize("change", [{"label": "other"}, {"video": "other"}, {"image": "other.jpg"}])

@@ -9,37 +9,40 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from stages import compare, evaluate
-from stages.common import bootstrap
-from stages.common.problem import Problem
+from stages import evaluate
+from stages.common.comparison.results import read_result
+from stages.common.evaluation import bootstrap
+from stages.common.evaluation.predictions import occurring_labels
+from stages.common.runtime import paths
+from stages.common.runtime.errors import UserError
 from tests.conftest import ROOT, Clone
 
 LABELS = ["biking", "running", "sports"]
 
 
 def predictions(accuracy: float, images: int = 60, labels: list[str] = LABELS, first: int = 0) -> pd.DataFrame:
-    """So many images, three a video, of which the first part is right."""
+    """So many images, three a video, of which the fraction `accuracy` is correct."""
     names = [f"{number:03d}.jpg" for number in range(first, first + images)]
     truth = [labels[number // 3 % len(labels)] for number in range(first, first + images)]
-    # 7 shares no factor with 60: right and wrong images are spread over videos and labels
-    right = {number * 7 % images for number in range(round(accuracy * images))}
+    # 7 shares no factor with 60: correct and wrong images are spread over videos and labels
+    correct = {number * 7 % images for number in range(round(accuracy * images))}
     wrong = {label: labels[(place + 1) % len(labels)] for place, label in enumerate(labels)}
     return pd.DataFrame(
         {
             "image": names,
             "video": [str(number // 3) for number in range(first, first + images)],
             "label": truth,
-            "prediction": [label if number in right else wrong[label] for number, label in enumerate(truth)],
+            "prediction": [label if number in correct else wrong[label] for number, label in enumerate(truth)],
             "probability": [0.5 + number / 1000 for number in range(images)],
         }
     )
 
 
 class Repository(Clone):
-    """A repository with one stage whose outputs are what the pipeline's have: committed without running anything."""
+    """A repository with one stage whose outputs have the pipeline's paths and formats: committed without running anything."""
 
     def commit(self, name: str, table: pd.DataFrame, model: str = "scratch", seconds: float = 10.0) -> None:
-        path = self.path / f"models/{model}/predictions.csv"
+        path = self.path / paths.predictions(model)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)  # a link into the cache
         table.to_csv(path, index=False)
@@ -47,20 +50,18 @@ class Repository(Clone):
         training = {"model": model, "seconds": seconds, "parameters": 1000}
         for folder in ("metrics", "plots"):
             (self.path / folder).mkdir(exist_ok=True)
-        (self.path / "metrics/evaluation.json").write_text(json.dumps(scores))
-        (self.path / "metrics/training.json").write_text(json.dumps(training))
-        labels = sorted({*table["label"], *table["prediction"]})
-        evaluate.report(table, labels).to_csv(self.path / "plots/labels.csv", index=False)
-        (self.path / "dvc.yaml").write_text(
-            f"stages: {{infer: {{cmd: 'false', outs: [models/{model}/predictions.csv]}}}}"
-        )
+        (self.path / paths.EVALUATION).write_text(json.dumps(scores))
+        (self.path / paths.TRAINING).write_text(json.dumps(training))
+        labels = evaluate.label_scores(table, occurring_labels(table))
+        labels.to_csv(self.path / paths.LABEL_SCORES, index=False)
+        (self.path / "dvc.yaml").write_text(f"stages: {{infer: {{cmd: 'false', outs: [{paths.predictions(model)}]}}}}")
         self.run("dvc", "commit", "--force", "--quiet")
         self.run("git", "add", "-A")
         self.run("git", "commit", "-q", "--allow-empty", "-m", name)
         self.run("git", "tag", name)
 
     def compare(self, *arguments: str, ok: bool = True) -> str:
-        return self.run(sys.executable, "-m", "stages.compare", *arguments, ok=ok, PYTHONPATH=str(ROOT))
+        return self.run(sys.executable, "-m", "commands.compare", *arguments, ok=ok, PYTHONPATH=str(ROOT))
 
 
 @pytest.fixture
@@ -89,9 +90,10 @@ def test_two_revisions_with_everything_that_changed(repository: Repository) -> N
     found = bootstrap.differences(predictions(0.5), predictions(0.9))["macro_f1"]
     assert f"{found.low:+.3f} to {found.high:+.3f}" in lines["macro F1"]
     assert "Macro F1 is better by more than the choice of test videos explains" in shown
-    assert "Labels that gained most" in shown
-    assert "Labels that lost most" not in shown
-    assert "30 right in both, 0 in A alone, 24 in B alone, 6 in neither" in shown
+    assert "The effect of another seed is not included: python -m commands.seeds." in shown
+    assert "Labels with the largest gain" in shown
+    assert "Labels with the largest loss" not in shown
+    assert "30 correct in both, 0 only in A, 24 only in B, 6 in neither" in shown
     assert "20 of the 24 images on which they disagree" in shown
     assert "Traceback" not in shown
     every = repository.compare("old", "new", "--all")
@@ -99,13 +101,13 @@ def test_two_revisions_with_everything_that_changed(repository: Repository) -> N
     assert sum(".jpg" in line for line in every.splitlines()) == 24
     back = repository.compare("new", "old")
     assert "Macro F1 is worse by more than the choice of test videos explains" in back
-    assert "Labels that lost most" in back
+    assert "Labels with the largest loss" in back
 
 
 def test_head_and_the_workspace_are_the_default_and_nothing_is_touched(repository: Repository) -> None:
     shown = repository.compare()
     assert "A is HEAD (vgg16), B is workspace (vgg16)." in shown
-    assert "Both predict the same of every one." in shown
+    assert "Both predict the same label for every image." in shown
     before = state(repository.path)
     repository.compare("old", "HEAD~1")
     assert state(repository.path) == before
@@ -115,7 +117,7 @@ def test_head_and_the_workspace_are_the_default_and_nothing_is_touched(repositor
 
 
 def state(folder: Path) -> dict[str, bytes]:
-    """What the workspace holds; git's and DVC's own folders apart."""
+    """The content of the workspace, except git's and DVC's own folders."""
     return {
         str(path): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -123,7 +125,7 @@ def state(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_a_difference_within_chance_is_called_that(repository: Repository) -> None:
+def test_a_difference_that_chance_may_explain_is_said_to_be_one(repository: Repository) -> None:
     repository.commit("newer", predictions(0.92), model="vgg16")
     shown = repository.compare("new", "newer")
     assert "which the choice of test videos may explain" in shown
@@ -143,24 +145,24 @@ def test_predictions_come_from_a_remote_when_the_cache_is_gone(repository: Repos
         shutil.rmtree(folder)
     without = repository.compare("old", "new")
     for name, model in (("old", "scratch"), ("new", "vgg16")):
-        assert f"the predictions of {name} can't be had: models/{model}/predictions.csv" in without
+        assert f"the predictions of {name} are missing: models/{model}/predictions.csv" in without
     assert without.count("neither in DVC's cache nor in the remote") == 2
     assert "p" not in without.splitlines()[6].split()
     assert "+0.400" in without
-    assert "Labels that gained most" in without
+    assert "Labels with the largest gain" in without
     assert "Traceback" not in without
     assert "choice of test videos" not in without
     repository.run("dvc", "remote", "remove", "here")
     assert "no remote has it (" in repository.compare("old", "new")
 
 
-def test_other_splits_are_said_and_not_tested(repository: Repository) -> None:
+def test_different_test_parts_are_named_and_not_tested(repository: Repository) -> None:
     repository.commit("other", predictions(0.8, first=30), model="vgg16")
     shown = repository.compare("new", "other")
     assert "the test parts differ (60 images in A, 60 in B, 30 of them the same with the same label)" in shown
     assert "choice of test videos" not in shown
     assert "95 %" not in shown
-    assert "Of 30 images that both have" in shown
+    assert "Of 30 images in both" in shown
     repository.commit("smaller", predictions(0.9, images=30), model="vgg16")
     assert "60 images in A, 30 in B, 30 of them" in repository.compare("new", "smaller")
 
@@ -168,19 +170,19 @@ def test_other_splits_are_said_and_not_tested(repository: Repository) -> None:
 def test_other_labels_are_named(repository: Repository) -> None:
     repository.commit("two", predictions(0.9, labels=["biking", "running"]))
     shown = repository.compare("new", "two")
-    assert "Labels of A alone: sports." in shown
-    assert "Labels of B alone" not in shown
+    assert "Labels only in A: sports." in shown
+    assert "Labels only in B" not in shown
     repository.commit("others", predictions(0.5, labels=["x", "y"]))
-    assert "Labels of B alone: x, y." in repository.compare("new", "others")
+    assert "Labels only in B: x, y." in repository.compare("new", "others")
 
 
-def test_a_label_that_is_predicted_and_never_occurs(repository: Repository) -> None:
+def test_a_label_that_is_predicted_but_never_occurs(repository: Repository) -> None:
     table = predictions(0.9)
     table.loc[table["label"] == "sports", "prediction"] = "never there"
     repository.commit("odd", table)
     shown = repository.compare("new", "odd")
     assert "Both on the same 60" in shown
-    assert "Labels of B alone: never there." in shown
+    assert "Labels only in B: never there." in shown
     lost = next(line for line in shown.splitlines() if line.startswith("sports"))
     assert lost.split()[3] == "0.000"
 
@@ -190,7 +192,10 @@ def test_from_a_folder_below_and_names_with_control_characters(repository: Repos
     repository.commit("odd", table)
     for arguments in ([], ["--md"]):
         shown = repository.run(
-            "bash", "-c", f"cd metrics && python -m stages.compare new odd {' '.join(arguments)}", PYTHONPATH=str(ROOT)
+            "bash",
+            "-c",
+            f"cd metrics && python -m commands.compare new odd {' '.join(arguments)}",
+            PYTHONPATH=str(ROOT),
         )
         assert not {"\x1b", "\u2028"} & set(shown)
     assert "&commat;" not in shown
@@ -225,22 +230,26 @@ def test_markdown_is_a_table_in_which_names_are_data(repository: Repository) -> 
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["nowhere"], "error: nowhere is no revision; expected a branch, tag, commit or experiment"),
-        (["new", "HEAD~9"], "error: HEAD~9 is no revision"),
-        ([""], "error: an empty name is no revision"),
-        (["new:metrics/evaluation.json"], "error: new:metrics/evaluation.json is no revision"),
+        (["nowhere"], "error: nowhere is not a revision; expected a branch, tag, commit or experiment"),
+        (["new", "HEAD~9"], "error: HEAD~9 is not a revision"),
+        ([""], "error: an empty name is not a revision"),
+        (["new:metrics/evaluation.json"], "error: new:metrics/evaluation.json is not a revision"),
         (["first"], "error: first has no metrics/evaluation.json"),
         (["broken"], "error: broken: its metrics or plots/labels.csv are not as dvc repro writes them"),
-        (["mixed"], "error: mixed: metrics/evaluation.json is not of models/vgg16/predictions.csv"),
+        (["above"], "error: above: its metrics or plots/labels.csv are not as dvc repro writes them"),
+        (["nan"], "error: nan: its metrics or plots/labels.csv are not as dvc repro writes them"),
+        (["mixed"], "error: mixed: metrics/evaluation.json does not belong to models/vgg16/predictions.csv"),
     ],
 )
-def test_what_cannot_be_compared_is_one_line(repository: Repository, arguments: list[str], line: str) -> None:
+def test_what_can_not_be_compared_is_one_line(repository: Repository, arguments: list[str], line: str) -> None:
     tree = repository.run("git", "hash-object", "-t", "tree", "/dev/null").strip()
     empty = repository.run("git", "commit-tree", "-m", "empty", tree).strip()
     repository.run("git", "tag", "first", empty)
     scores = repository.path / "metrics/evaluation.json"
     for name, text in (
         ("broken", "{}"),
+        ("above", scores.read_text().replace('"accuracy": 0.9', '"accuracy": 90')),
+        ("nan", scores.read_text().replace('"accuracy": 0.9', '"accuracy": NaN')),
         ("mixed", scores.read_text().replace('"accuracy": 0.9', '"accuracy": 0.8')),
     ):
         scores.write_text(text)
@@ -254,7 +263,7 @@ def test_what_cannot_be_compared_is_one_line(repository: Repository, arguments: 
 @pytest.mark.parametrize("command", ["compare", "seeds"])
 def test_outside_a_repository_is_one_line(tmp_path: Path, command: str) -> None:
     ended = subprocess.run(
-        [sys.executable, "-m", f"stages.{command}"],
+        [sys.executable, "-m", f"commands.{command}"],
         cwd=tmp_path,
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
         capture_output=True,
@@ -266,12 +275,13 @@ def test_outside_a_repository_is_one_line(tmp_path: Path, command: str) -> None:
     assert len(ended.stderr.strip().splitlines()) == 1
 
 
-def test_predictions_that_are_not_a_table_are_a_problem() -> None:
+@pytest.mark.parametrize("table", ["image,video\n1,2\n", "image,video,label,prediction,probability\n", ""])
+def test_predictions_that_are_not_a_table_with_rows_are_one_error(table: str) -> None:
     files = {
-        compare.EVALUATION: json.dumps({"model": "scratch", **evaluate.score(predictions(0.5))}),
-        compare.TRAINING: "{}",
-        compare.LABELS: "label,f1,support\na,1,1\n",
-        "models/scratch/predictions.csv": "image,video\n1,2\n",
+        paths.EVALUATION: json.dumps({"model": "scratch", **evaluate.score(predictions(0.5))}),
+        paths.TRAINING: "{}",
+        paths.LABEL_SCORES: "label,f1,support\na,1,1\n",
+        paths.predictions("scratch"): table,
     }
-    with pytest.raises(Problem, match="predictions.csv is not as dvc repro writes it"):
-        compare.result("there", files.__getitem__)
+    with pytest.raises(UserError, match="predictions.csv is not as dvc repro writes it"):
+        read_result("there", files.__getitem__)

@@ -1,62 +1,110 @@
-"""What dvc.yaml says of each stage is what the stage's code does."""
+"""The dvc.yaml files say what the stages do: code, parameters, paths and order."""
 
 import ast
+import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.conftest import ROOT
-
-# Only check, write, report: they change no output.
-PLUMBING = {"backend", "files", "live", "parameters", "problem", "progress", "resuming", "workers"}
+from stages.common.runtime import paths
+from stages.common.runtime.parameters import MODELS, PRETRAINED
+from tests.conftest import ROOT, Clone, make_clone
 
 
 def stages() -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
-    for name in ("dvc.yaml", "data/dvc.yaml", "models/dvc.yaml"):
+    for name in paths.PIPELINES:
         found |= yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))["stages"]
     return found
 
 
 STAGES = stages()
 
+# Runs in each process of a stage, and writes which files of the project it has loaded.
+RECORD = """
+import atexit, json, os, pathlib, sys
+def record():
+    root = pathlib.Path(os.environ["DVC_ROOT"])
+    files = [pathlib.Path(m.__file__) for m in list(sys.modules.values()) if getattr(m, "__file__", None)]
+    loaded = sorted({str(f.relative_to(root)) for f in files if f.is_relative_to(root / "stages")})
+    name = os.environ["DVC_STAGE"].split(":")[-1]
+    pathlib.Path(os.environ["LOADED"], f"{name}.{os.getpid()}.json").write_text(json.dumps(loaded))
+if "DVC_STAGE" in os.environ:
+    atexit.register(record)
+"""
 
-def imported(module: str, seen: set[str]) -> set[str]:
-    """The project's modules that `module` needs, itself included."""
-    path = ROOT / (module.replace(".", "/") + ".py")
-    if module in seen or not path.exists():
-        return seen
-    seen.add(module)
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("stages"):
-            for name in [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]:
-                imported(name, seen)
-    return seen
+
+def outputs(stage: dict[str, Any]) -> set[str]:
+    listed = [*stage.get("outs", []), *stage.get("metrics", []), *stage.get("plots", [])]
+    return {out if isinstance(out, str) else next(iter(out)) for out in listed}
 
 
-@pytest.mark.parametrize("name", sorted(STAGES))
-def test_a_stage_depends_on_exactly_the_code_that_it_runs(name: str) -> None:
-    stage = STAGES[name]
-    module = stage["cmd"].split()[2]
-    needed = {path.replace(".", "/") + ".py" for path in imported(module, set())}
-    needed -= {f"stages/common/{plumbing}.py" for plumbing in PLUMBING}
-    needed |= {path.replace(".py", ".html") for path in needed if (ROOT / path).with_suffix(".html").exists()}
-    if name == "params":
-        needed.add("stages/common/parameters.py")
-    if name == "mpii":
-        needed = set()  # its md5 is a parameter: new code must not download 12.9 GB again
-    listed = {path for path in stage["deps"] if path.startswith("stages/")}
-    assert listed == needed
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
+    """The project's files that each stage loads when dvc runs it, for the sample, scratch and a pretrained model."""
+    folder = tmp_path_factory.mktemp("loaded")
+    (folder / "hook").mkdir()
+    (folder / "hook/sitecustomize.py").write_text(RECORD)
+    clone = make_clone(folder / "clone")
+    for model in ("scratch", "mobilenetv2"):
+        clone.set(model=model)
+        clone.run("dvc", "repro", PYTHONPATH=str(folder / "hook"), LOADED=str(folder))
+    found: dict[str, set[str]] = {}
+    for path in folder.glob("*.json"):
+        found.setdefault(path.name.split(".")[0], set()).update(json.loads(path.read_text()))
+    return found
+
+
+def code_files(deps: list[str]) -> Iterator[str]:
+    """The Python files among `deps`, and those in its folders."""
+    for dep in deps:
+        if dep.startswith("stages/"):
+            path = ROOT / dep
+            files = path.glob("*.py") if path.is_dir() else [path]
+            yield from (str(file.relative_to(ROOT)) for file in files if file.name != "__init__.py")
+
+
+@pytest.mark.slow
+def test_a_stage_lists_exactly_the_code_that_it_loads(loaded: dict[str, set[str]]) -> None:
+    others = {f"{step}-{model}" for step in ("features", "train", "infer") for model in ("vgg16", "xception")}
+    assert loaded.keys() == STAGES.keys() - others - {"mpii"}
+    for name, files in loaded.items():
+        needed = {file for file in files if not file.startswith("stages/common/runtime/")}
+        needed = {file for file in needed if not file.endswith("__init__.py")}
+        assert set(code_files(STAGES[name]["deps"])) == needed, name
+
+
+@pytest.mark.parametrize("model", PRETRAINED)
+@pytest.mark.parametrize("step", ["features", "train", "infer"])
+def test_the_blocks_of_pretrained_models_differ_in_the_name_alone(step: str, model: str) -> None:
+    expected = yaml.safe_dump(STAGES[f"{step}-{PRETRAINED[0]}"]).replace(PRETRAINED[0], model)
+    assert yaml.safe_dump(STAGES[f"{step}-{model}"]) == expected
+
+
+def test_new_code_does_not_download_mpii_again() -> None:
+    assert list(code_files(STAGES["mpii"]["deps"])) == []
 
 
 @pytest.mark.parametrize("name", sorted(STAGES))
 def test_a_stage_is_one_file_of_the_same_name(name: str) -> None:
     module = STAGES[name]["cmd"].split()[2]
     assert name.replace("-", "_").startswith(module.removeprefix("stages."))
+
+
+def test_paths_are_those_of_the_code() -> None:
+    named = {str(value) for name, value in vars(paths).items() if name.isupper()}
+    for model in (*MODELS, "${model}"):
+        of_model = (paths.features, paths.model_file, paths.predictions, paths.validation, paths.timing, paths.curves)
+        named |= {str(path(model)) for path in of_model}
+        named |= {str(paths.timing(model) / f"{step}.json") for step in ("train", "features")}
+    for name, stage in STAGES.items():
+        used = outputs(stage) | {dep for dep in stage["deps"] if not dep.startswith("stages/")}
+        assert used - {"${data}"} <= named, name
 
 
 def attributes(tree: ast.AST, name: str) -> set[str]:
@@ -68,25 +116,60 @@ def attributes(tree: ast.AST, name: str) -> set[str]:
     }
 
 
+# What the properties of the parameters are made of.
+# MPII's download depends on its addresses alone, whatever `data` was before.
+READ_BY = {
+    "uses_sample": {"data"},
+    "uses_mpii": set(),
+    "initial_weights": {"data", "weights"},
+    "chosen": set(),
+    "features": {"head"},
+}
+
+
 @pytest.mark.parametrize("name", sorted(set(STAGES) - {"params"}))
 def test_a_stage_lists_exactly_the_parameters_that_it_reads(name: str) -> None:
     stage = STAGES[name]
-    path = ROOT / (stage["cmd"].split()[2].replace(".", "/") + ".py")
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    read = {
+    _, _, module, *model = stage["cmd"].split()
+    tree = ast.parse((ROOT / (module.replace(".", "/") + ".py")).read_text(encoding="utf-8"))
+    attrs = {
         node.attr
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("values", "parameters.load()")
     }
-    if "has" in read:
-        read = read - {"has"} | {"data"}
+    read = {key for attr in attrs for key in READ_BY.get(attr, {attr})}
     if name == "report":
         read |= {"${model}"}  # the chosen model's section, whole
     if name.startswith("train-"):
-        read |= {stage["cmd"].split()[3]}
+        read |= {*model}
     if name.startswith(("features-", "infer-")) and name != "infer-scratch":  # scratch's is read for its type alone
-        read |= {f"{stage['cmd'].split()[3]}.{key}" for key in attributes(tree, "section")}
+        of_section = attributes(tree, "section")
+        read |= {f"{model[0]}.{key}" for attr in of_section for key in READ_BY.get(attr, {attr})}
     assert set(stage.get("params", [])) == read
+
+
+def waits(name: str) -> bool:
+    """By paths without `${...}`: those exist whatever the parameters say."""
+    deps = set(STAGES[name]["deps"])
+    makers = {other for other, stage in STAGES.items() if other != name and outputs(stage) & deps}
+    return "params" in makers or any(waits(maker) for maker in makers)
+
+
+@pytest.mark.parametrize("name", sorted(set(STAGES) - {"params"}))
+def test_every_stage_waits_for_the_check_of_the_parameters(name: str) -> None:
+    assert waits(name)
+
+
+def test_every_output_is_ignored_by_git_or_small_enough_for_it(clone: Clone) -> None:
+    for name, stage in STAGES.items():
+        for out in stage.get("outs", []):
+            path = out if isinstance(out, str) else next(iter(out))
+            assert path in clone.run("git", "check-ignore", path), name
+        for kind in ("metrics", "plots"):
+            for out in stage.get(kind, []):
+                ((path, options),) = out.items()
+                assert options["cache"] is False
+                assert Path(path).parent.name == kind
 
 
 @pytest.mark.parametrize(
@@ -99,50 +182,8 @@ def test_stages_that_need_no_network_library_import_none(module: str) -> None:
     assert shown.strip() == "[]"
 
 
-def test_no_tensorflow_in_the_code() -> None:
-    for path in (ROOT / "stages").rglob("*.py"):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-        names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-        assert not {name for name in names if name.split(".")[0] in ("tensorflow", "jax", "torch")}, path
-
-
-def test_common_imports_no_stage_and_stages_import_no_stage() -> None:
-    names = {path.stem for path in (ROOT / "stages").glob("*.py")} - {"__init__"}
-    for path in (ROOT / "stages").rglob("*.py"):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and node.module == "stages":
-                assert not names & {alias.name for alias in node.names}, path
-            if isinstance(node, ast.ImportFrom) and node.module:
-                assert node.module.removeprefix("stages.") not in names, path
-
-
-def test_every_output_is_ignored_by_git_or_small_enough_for_it() -> None:
-    for name, stage in STAGES.items():
-        for out in stage.get("outs", []):
-            path = out if isinstance(out, str) else next(iter(out))
-            ignored = subprocess.run(["git", "check-ignore", "-q", path], cwd=ROOT, check=False).returncode == 0
-            assert ignored, (name, path)
-        for kind in ("metrics", "plots"):
-            for out in stage.get(kind, []):
-                ((path, options),) = out.items()
-                assert options["cache"] is False
-                assert Path(path).parent.name == kind
-
-
-def outputs(stage: dict[str, Any]) -> set[str]:
-    listed = [*stage.get("outs", []), *stage.get("metrics", []), *stage.get("plots", [])]
-    return {out if isinstance(out, str) else next(iter(out)) for out in listed}
-
-
-def waits(name: str) -> bool:
-    """By paths that hold no `${...}`: those are there whatever the parameters say."""
-    deps = set(STAGES[name]["deps"])
-    makers = {other for other, stage in STAGES.items() if other != name and outputs(stage) & deps}
-    return "params" in makers or any(waits(maker) for maker in makers)
-
-
-@pytest.mark.parametrize("name", sorted(set(STAGES) - {"params"}))
-def test_every_stage_waits_for_the_check_of_the_parameters(name: str) -> None:
-    assert waits(name)
+def test_a_clone_that_converts_line_ends_has_the_same_bytes(clone: Clone) -> None:
+    folder = clone.path.parent / "converted"
+    clone.run("git", "clone", "-q", "-c", "core.autocrlf=true", ".", str(folder))
+    for name in clone.run("git", "ls-files").splitlines():
+        assert (folder / name).read_bytes() == (clone.path / name).read_bytes(), name

@@ -1,4 +1,4 @@
-"""Scores against hand-made cases, the training figures, and the labels that must agree."""
+"""Scores of hand-made cases, and the figures of training."""
 
 import json
 from pathlib import Path
@@ -9,8 +9,10 @@ import pytest
 from sklearn.metrics import f1_score
 
 from stages import evaluate, report
-from stages.common import bootstrap
-from stages.common.predictions import read_predictions
+from stages.common.evaluation import bootstrap
+from stages.common.evaluation.predictions import read_predictions
+from stages.common.runtime import paths
+from stages.common.runtime.errors import UserError
 
 
 def predictions(truth: list[str], predicted: list[str]) -> pd.DataFrame:
@@ -30,8 +32,10 @@ def test_scores_of_a_hand_made_case() -> None:
     assert scores["test_images"] == 10
 
 
-def test_the_report_has_every_label_by_support() -> None:
-    table = evaluate.report(pd.DataFrame({"label": ["a", "b", "b"], "prediction": ["b", "b", "b"]}), ["a", "b", "c"])
+def test_the_scores_of_labels_have_every_label_by_support() -> None:
+    table = evaluate.label_scores(
+        pd.DataFrame({"label": ["a", "b", "b"], "prediction": ["b", "b", "b"]}), ["a", "b", "c"]
+    )
     assert list(table["label"]) == ["b", "a", "c"]
     assert list(table["support"]) == [2, 1, 0]
     assert table.loc[table["label"] == "b", ["precision", "recall", "f1"]].to_numpy().tolist() == [
@@ -39,14 +43,19 @@ def test_the_report_has_every_label_by_support() -> None:
     ]
 
 
+def test_the_support_is_whole_numbers_where_no_prediction_is_correct() -> None:
+    table = evaluate.label_scores(pd.DataFrame({"label": ["a", "b", "b"], "prediction": ["b", "a", "a"]}), ["a", "b"])
+    assert table.to_csv(index=False).splitlines()[1:] == ["b,0.0,0.0,0.0,2", "a,0.0,0.0,0.0,1"]
+
+
 @pytest.mark.parametrize(
     ("truth", "predicted", "macro", "weighted"),
     [
-        # a label in test that train has not: it can't be found, and counts as 0
+        # a label in test that train does not have: it can't be found and counts as 0
         (["a", "a", "new"], ["a", "b", "a"], (0.5 + 0) / 2, (2 * 0.5 + 0) / 3),
         # a label that is never predicted counts as 0
         (["a", "a", "b"], ["a", "a", "a"], (0.8 + 0) / 2, (2 * 0.8 + 0) / 3),
-        # a label that is predicted and does not occur is no label to find; the image's own label misses it
+        # a label that is predicted but does not occur has no score; the image's own label misses it
         (["a", "a"], ["a", "b"], 2 / 3, 2 / 3),
         (["a"], ["b"], 0.0, 0.0),
         (["a"], ["a"], 1.0, 1.0),
@@ -60,12 +69,12 @@ def test_scores_of_odd_cases_are_defined(truth: list[str], predicted: list[str],
     for average, value in (("macro", macro), ("weighted", weighted)):
         theirs = f1_score(truth, predicted, labels=present, average=average, zero_division=0)
         assert value == pytest.approx(theirs)
-    table = evaluate.report(pd.DataFrame({"label": truth, "prediction": predicted}), sorted({*truth, *predicted}))
+    table = evaluate.label_scores(pd.DataFrame({"label": truth, "prediction": predicted}), sorted({*truth, *predicted}))
     assert np.isfinite(table[["precision", "recall", "f1"]].to_numpy()).all()
 
 
 def test_evaluate_writes_what_follows_from_the_predictions(workspace: Path) -> None:
-    path = Path("models/scratch/predictions.csv")
+    path = paths.predictions("scratch")
     path.parent.mkdir(parents=True)
     path.write_text(
         "image,video,label,prediction,probability,a,NA\n"
@@ -74,7 +83,7 @@ def test_evaluate_writes_what_follows_from_the_predictions(workspace: Path) -> N
     evaluate.main()
     read = read_predictions(path)
     assert list(read["label"]) == ["a", "a", "NA"]
-    metrics = json.loads(evaluate.METRICS.read_text())
+    metrics = json.loads(paths.EVALUATION.read_text())
     assert list(metrics) == [
         "model",
         "macro_f1",
@@ -86,22 +95,35 @@ def test_evaluate_writes_what_follows_from_the_predictions(workspace: Path) -> N
     ]
     assert metrics == {"model": "scratch", **evaluate.score(read)}
     assert metrics["accuracy"] == pytest.approx(2 / 3, abs=1e-6)
-    table = pd.read_csv(evaluate.LABELS, keep_default_na=False)
+    table = pd.read_csv(paths.LABEL_SCORES, keep_default_na=False)
     assert list(table.columns) == ["label", "precision", "recall", "f1", "support"]
     assert list(table["label"]) == ["a", "NA"]
-    assert pd.read_csv(evaluate.CONFUSION, keep_default_na=False).equals(read[["label", "prediction"]])
+    assert pd.read_csv(paths.CONFUSION, keep_default_na=False).equals(read[["label", "prediction"]])
 
 
-def test_a_label_may_be_named_as_a_column_is(workspace: Path) -> None:
-    path = Path("models/scratch/predictions.csv")
+def test_a_label_may_have_the_name_of_a_column(workspace: Path) -> None:
+    path = paths.predictions("scratch")
     path.parent.mkdir(parents=True)
     path.write_text('image,video,label,prediction,probability,label,"a, b"\n1.jpg,1,label,label,0.7,0.7,0.3\n')
     evaluate.main()
-    assert list(pd.read_csv(evaluate.LABELS)["label"]) == ["label", "a, b"]
-    assert json.loads(evaluate.METRICS.read_text())["accuracy"] == 1
+    assert list(pd.read_csv(paths.LABEL_SCORES)["label"]) == ["label", "a, b"]
+    assert json.loads(paths.EVALUATION.read_text())["accuracy"] == 1
 
 
-def test_training_figures_count_the_backbones_pass() -> None:
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\x00", b'image,video\n"never closed'])
+def test_predictions_that_can_not_be_read_are_one_error_that_names_the_file(
+    workspace: Path, content: bytes | None
+) -> None:
+    path = paths.predictions("scratch")
+    if content is not None:
+        path.parent.mkdir(parents=True)
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=f"could not read {path}: .*; make it again with dvc repro"):
+        evaluate.main()
+    assert not paths.EVALUATION.exists()
+
+
+def test_the_seconds_of_training_include_the_backbones_pass() -> None:
     train = {"seconds": 20.0, "epochs": 4, "images": 400, "parameters": 9, "device": "CPU"}
     validation = {"validation_macro_f1": 0.5, "best_epoch": 3}
     assert report.training(train, {"seconds": 100.0}, validation) == {

@@ -1,4 +1,4 @@
-"""Input that nobody meant: whatever the bytes are, the answer is a result or one named problem."""
+"""Damaged and random input: whatever the bytes are, the answer is a result or one error that names the file."""
 
 import copy
 import io
@@ -15,14 +15,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from stages import annotate
-from stages.common import layout, parameters
-from stages.common.decoding import BadImage, decode
-from stages.common.problem import Problem
+from stages.common.images import layout
+from stages.common.images.decoding import DecodeError, decode
+from stages.common.runtime import parameters
+from stages.common.runtime.errors import UserError
 from tests.conftest import ROOT
 from tests.test_annotate import act, cells, image, struct
 
 COMMITTED = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-# The same examples each time: a check that comes and goes helps nobody.
+# The same examples each time: a test that fails now and then helps nobody.
 fuzz = settings(
     deadline=None,
     derandomize=True,
@@ -73,7 +74,7 @@ def test_any_bytes_are_an_image_or_a_bad_image(tmp_path: Path, content: bytes, c
     path.write_bytes(damaged(content, changes, cut))
     try:
         pixels = decode(path, 16)
-    except BadImage:
+    except DecodeError:
         return
     assert pixels.shape == (16, 16, 3)
     assert pixels.dtype == np.uint8
@@ -81,7 +82,7 @@ def test_any_bytes_are_an_image_or_a_bad_image(tmp_path: Path, content: bytes, c
 
 @pytest.fixture(scope="module")
 def annotation_files(drawn: Path) -> list[bytes]:
-    """The drawn sample's annotation file as it is, and as numbers in the open, where damage hits its structure."""
+    """The drawn sample's annotation file as it is, and uncompressed, where damage hits its structure."""
     compressed = layout.annotation_file(drawn).read_bytes()
     plain = io.BytesIO()
     rows = [image("1.jpg", vididx=2.0), image("2.jpg", vididx=np.nan)]
@@ -93,11 +94,11 @@ def annotation_files(drawn: Path) -> list[bytes]:
 @pytest.mark.slow
 @settings(fuzz, max_examples=120)
 @given(which=st.integers(0, 2), changes=edits, cut=cuts)
-def test_any_bytes_are_annotations_or_a_problem(
+def test_any_bytes_are_annotations_or_one_error(
     tmp_path: Path, annotation_files: list[bytes], which: int, changes: list[Edit], cut: float
 ) -> None:
     content = annotation_files[which]
-    # The header behind its free text is what the reader looks at first: spare it.
+    # Without the right version in the header the reader stops: keep the header whole.
     path = tmp_path / "annotations.mat"
     path.write_bytes(content[:128] + damaged(content[128:], changes, cut))
     read(path)
@@ -119,7 +120,7 @@ matlab = st.one_of(
 @pytest.mark.slow
 @settings(fuzz, max_examples=60)
 @given(name=matlab, video=matlab, category=matlab, activity=matlab, number=matlab, people=matlab)
-def test_any_values_are_annotations_or_a_problem(
+def test_any_values_are_annotations_or_one_error(
     tmp_path: Path, name: Any, video: Any, category: Any, activity: Any, number: Any, people: Any
 ) -> None:
     release = struct(
@@ -136,10 +137,10 @@ def test_any_values_are_annotations_or_a_problem(
 def read(path: Path) -> None:
     try:
         table = annotate.read(path)
-    except Problem as problem:
-        assert str(path) in str(problem)  # noqa: PT017
+    except UserError as error:
+        assert str(path) in str(error)  # noqa: PT017
         return
-    assert all(layout.inside(name) for name in table["image"])
+    assert all(layout.is_inside(name) for name in table["image"])
     assert list(table.columns) == ["image", "category", "activity", "video", "people", "labelled"]
     assert len(pd.read_csv(io.StringIO(table.to_csv(index=False)))) == len(table)
 
@@ -147,15 +148,15 @@ def read(path: Path) -> None:
 def check_parameters(path: Path) -> None:
     try:
         loaded = parameters.load(path)
-    except Problem as problem:
-        assert str(problem).startswith(f"{path}: ")  # noqa: PT017
+    except UserError as error:
+        assert str(error).startswith(f"{path}: ")  # noqa: PT017
         return
     assert loaded.model in parameters.MODELS
 
 
 @settings(fuzz, max_examples=200)
 @given(value=values, place=st.integers(0, 99))
-def test_any_value_is_accepted_or_a_problem(tmp_path: Path, value: Any, place: int) -> None:
+def test_any_value_is_accepted_or_one_error(tmp_path: Path, value: Any, place: int) -> None:
     changed = copy.deepcopy(COMMITTED)
     sections = [changed, *(section for section in changed.values() if isinstance(section, dict))]
     section = sections[place % len(sections)]
@@ -171,7 +172,7 @@ def test_any_value_is_accepted_or_a_problem(tmp_path: Path, value: Any, place: i
     cut=cuts,
     changes=edits,
 )
-def test_any_text_is_parameters_or_a_problem(
+def test_any_text_is_parameters_or_one_error(
     tmp_path: Path, content: bytes | str, cut: float | None, changes: list[Edit]
 ) -> None:
     path = tmp_path / "params.yaml"

@@ -7,43 +7,65 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stages import features, infer
-from stages.common import chunks, networks, saving
-from stages.common.backend import keras
-from stages.common.predictions import PREDICTIONS
-from stages.common.problem import Problem
+from stages import features, infer, train
+from stages.common.dataset import chunks
+from stages.common.networks.scratch import scratch
+from stages.common.networks.serialization import load, save
+from stages.common.runtime import paths
+from stages.common.runtime.backend import keras
+from stages.common.runtime.errors import UserError
+from stages.train import with_probabilities
 from tests.conftest import set_parameters
 
 LABELS = ["a", "b, c"]
+PARTS = ["test"] * 6 + ["train"] * 4 + ["validation"] * 2
 
 
 @pytest.fixture
 def images(workspace: Path) -> np.ndarray:
-    """Six test images of two labels, as the stages leave them."""
-    names = [f"{number}.jpg" for number in range(6)]
-    pixels = np.random.default_rng(0).integers(0, 255, (6, 72, 72, 3), dtype=np.uint8)
-    chunks.write(Path("data/resized/00000.h5"), names, {"pixels": pixels})
-    table = pd.DataFrame({"image": names, "part": "test", "label": LABELS * 3, "video": "1"})
-    table.to_csv("data/split.csv", index=False)
-    return pixels
+    """Six test images of two labels, with some to train on, as the stages leave them."""
+    names = [f"{number}.jpg" for number in range(12)]
+    pixels = np.random.default_rng(0).integers(0, 255, (12, 72, 72, 3), dtype=np.uint8)
+    pixels[::2] //= 4
+    chunks.write(paths.RESIZED / "00000.h5", names, {"pixels": pixels})
+    table = pd.DataFrame({"image": names, "part": PARTS, "label": LABELS * 6, "video": "1"})
+    table.to_csv(paths.SPLIT, index=False)
+    return pixels[:6]
 
 
-def save(model: keras.Model, name: str) -> keras.Model:
-    whole = keras.Model(model.input, keras.layers.Softmax(name="probabilities")(model.output), name=name)
-    saving.save(whole, Path(f"models/{name}/model.keras"), LABELS)
-    return whole
+def save_scratch(size: int) -> keras.Model:
+    model = with_probabilities(scratch(size, 2, [4], 0.0, 2), "scratch")
+    save(model, paths.model_file("scratch"), LABELS)
+    return model
 
 
 def run(name: str, monkeypatch: pytest.MonkeyPatch) -> pd.DataFrame:
     monkeypatch.setattr(sys, "argv", ["infer", name])
     infer.main()
-    return pd.read_csv(PREDICTIONS.format(name))
+    return pd.read_csv(paths.predictions(name))
+
+
+def make_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["features", "mobilenetv2"])
+    features.main()
+
+
+def train_on_features(kind: str, monkeypatch: pytest.MonkeyPatch) -> keras.Model:
+    """Run features and train for a model with this head; the model that they leave."""
+    rate = {"softmax": 0.01, "conv": 0.0003}[kind]
+    changes = {"head": kind, "learning_rate": rate, "l2": 1, "imbalance": "none", "refit": False}
+    set_parameters(Path("params.yaml"), {f"mobilenetv2.{key}": value for key, value in changes.items()})
+    make_features(monkeypatch)
+    monkeypatch.setattr(sys, "argv", ["train", "mobilenetv2"])
+    train.main()
+    model, _ = load(paths.model_file("mobilenetv2"))
+    return model
 
 
 def test_each_test_image_gets_the_probability_of_each_label(
     images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = save(networks.scratch(72, 2, [4], 0.0, 2), "scratch")
+    model = save_scratch(72)
     table = run("scratch", monkeypatch)
     assert list(table.columns) == ["image", "video", "label", "prediction", "probability", *LABELS]
     np.testing.assert_allclose(table[LABELS], model.predict_on_batch(images), atol=1e-6)
@@ -51,55 +73,75 @@ def test_each_test_image_gets_the_probability_of_each_label(
     assert (table[LABELS].max(axis=1) == table["probability"]).all()
 
 
+def test_a_damaged_batch_of_an_earlier_run_is_predicted_again(
+    images: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, rows = save_scratch(72), chunks.Rows(paths.RESIZED, "pixels")
+    names = [f"{number % 6}.jpg" for number in range(2 * infer.BATCH + 1)]
+    expected = infer.probabilities(model, rows, names, tmp_path, "infer-scratch")
+    np.testing.assert_allclose(expected, model.predict_on_batch(images)[np.arange(len(names)) % 6], atol=1e-6)
+    batches = sorted(tmp_path.glob("*.npz"))
+    assert len(batches) == 3
+    batches[1].write_bytes(batches[1].read_bytes()[:-30])
+    capsys.readouterr()
+    again = infer.probabilities(model, rows, names, tmp_path, "infer-scratch")
+    np.testing.assert_array_equal(again, expected)
+    discarded, resuming = capsys.readouterr().out.splitlines()
+    assert discarded.startswith(f"infer-scratch: discarded the damaged {batches[1].name} (")
+    assert resuming == "infer-scratch: resuming: 2/3 batches done"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["softmax", "conv"])
-def test_features_give_what_the_whole_model_gives_on_the_images(
-    images: np.ndarray, monkeypatch: pytest.MonkeyPatch, kind: str
+def test_features_give_the_same_as_the_whole_model_on_the_images(
+    images: np.ndarray, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
-    set_parameters(Path("params.yaml"), {"mobilenetv2.head": kind})
-    backbone = networks.backbone("mobilenetv2", 72, 72, "random", images)
-    folder = infer.FEATURES / "mobilenetv2"
-    folder.mkdir(parents=True)
-    features.extract(backbone, infer.RESIZED, folder, networks.TAKES[kind], "features-mobilenetv2")
-    saving.save(backbone, folder / "backbone.keras", [])
-    maps = backbone.output
-    pooled = keras.layers.GlobalAveragePooling2D(name="pool")(maps) if kind == "softmax" else maps
-    examples = [np.asarray(backbone.predict_on_batch(images)).mean(axis=(1, 2))]
-    model = save(keras.Model(backbone.input, networks.head(kind, 2, 0.0, 0.0, examples)(pooled)), "mobilenetv2")
-    table = run("mobilenetv2", monkeypatch)
-    np.testing.assert_allclose(table[LABELS], model.predict_on_batch(images), atol=2e-3)
-    set_parameters(Path("params.yaml"), {"mobilenetv2.fine_tune_epochs": 1})
-    table = run("mobilenetv2", monkeypatch)
-    np.testing.assert_allclose(table[LABELS], model.predict_on_batch(images), atol=1e-5)
+    model = train_on_features(kind, monkeypatch)
+    expected = model.predict_on_batch(images)
+    assert np.ptp(expected, axis=0).min() > 0.05
+    for fine_tune_epochs, dataset, tolerance in (
+        (0, {"softmax": "pooled", "conv": "maps"}[kind], 2e-3),
+        (1, "pixels", 1e-5),
+    ):
+        set_parameters(Path("params.yaml"), {"mobilenetv2.fine_tune_epochs": fine_tune_epochs})
+        capsys.readouterr()
+        table = run("mobilenetv2", monkeypatch)
+        assert f"infer-mobilenetv2: {dataset} of 6 test images" in capsys.readouterr().out
+        np.testing.assert_allclose(table[LABELS], expected, atol=tolerance)
 
 
 @pytest.mark.usefixtures("images")
 def test_other_labels_than_the_models_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    save(networks.scratch(72, 2, [4], 0.0, 2), "scratch")
-    split = Path("data/split.csv")
-    split.write_text(split.read_text().replace(",a,", ",z,"))
-    with pytest.raises(Problem, match=r"has other labels than data/split.csv \(2 and 2; different: a, z\)"):
+    save_scratch(72)
+    paths.SPLIT.write_text(paths.SPLIT.read_text().replace(",a,", ",z,"))
+    with pytest.raises(UserError, match=r"has other labels than data/split.csv \(2 and 2; different: a, z\)"):
         run("scratch", monkeypatch)
-    assert not Path("models/scratch/predictions.csv").exists()
+    assert not paths.predictions("scratch").exists()
 
 
 @pytest.mark.slow
-def test_features_of_another_kind_of_head_are_one_line(images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    backbone = networks.backbone("mobilenetv2", 72, 72, "random", images)
-    pooled = keras.layers.GlobalAveragePooling2D(name="pool")(backbone.output)
-    save(
-        keras.Model(backbone.input, networks.head("softmax", 2, 0.0, 0.0, [np.ones((2, 1280))])(pooled)), "mobilenetv2"
-    )
-    chunks.write(infer.FEATURES / "mobilenetv2/0.h5", ["0.jpg"], {"pooled": np.ones((1, 1280), np.float32)})
+@pytest.mark.usefixtures("images")
+def test_features_of_another_kind_of_head_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    train_on_features("softmax", monkeypatch)
     set_parameters(Path("params.yaml"), {"mobilenetv2.head": "conv"})
-    with pytest.raises(Problem, match="the model mobilenetv2 has no head conv; train it again with dvc repro"):
+    with pytest.raises(UserError, match="contains no maps; make them with dvc repro"):
         run("mobilenetv2", monkeypatch)
-    with pytest.raises(Problem, match="holds no maps; run dvc repro"):
-        chunks.Rows(infer.FEATURES / "mobilenetv2", "maps")
+    make_features(monkeypatch)
+    shapes = r"takes maps of \(1280,\), data/features/mobilenetv2 has \(3, 3, 1280\)"
+    with pytest.raises(UserError, match=f"{shapes}; train again with dvc repro"):
+        run("mobilenetv2", monkeypatch)
+    assert not paths.predictions("mobilenetv2").exists()
+
+
+@pytest.mark.usefixtures("images")
+def test_a_model_without_a_head_on_features_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    save(with_probabilities(scratch(72, 2, [4], 0.0, 2), "other"), paths.model_file("mobilenetv2"), LABELS)
+    with pytest.raises(UserError, match="the model other has no layer features; train it again with dvc repro"):
+        run("mobilenetv2", monkeypatch)
 
 
 @pytest.mark.usefixtures("images")
 def test_a_model_for_another_size_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    save(networks.scratch(48, 2, [4], 0.0, 2), "scratch")
-    with pytest.raises(Problem, match=r"takes pixels of \(48, 48, 3\), data/resized has \(72, 72, 3\)"):
+    save_scratch(48)
+    with pytest.raises(UserError, match=r"takes pixels of \(48, 48, 3\), data/resized has \(72, 72, 3\)"):
         run("scratch", monkeypatch)

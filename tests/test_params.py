@@ -1,14 +1,17 @@
 """params.yaml: what is accepted, and the one line for what is not."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from stages.common import parameters
-from stages.common.problem import Problem
+from stages.common.runtime import parameters
+from stages.common.runtime.errors import UserError
 from tests.conftest import ROOT, Clone, set_parameters
 
 COMMITTED = (ROOT / "params.yaml").read_text(encoding="utf-8")
@@ -23,7 +26,8 @@ def written(folder: Path, text: str) -> Path:
 def test_committed_values_are_valid_and_frozen(tmp_path: Path) -> None:
     values = parameters.load(written(tmp_path, COMMITTED))
     assert values.model == "scratch"
-    assert values.has("data/raw/sample")
+    assert values.uses_sample
+    assert values.chosen is values.scratch
     with pytest.raises(ValueError, match="frozen"):
         values.seed = 2
 
@@ -67,7 +71,7 @@ def test_a_wrong_value_is_one_line_that_names_key_value_and_what_is_allowed(
 ) -> None:
     path = written(tmp_path, COMMITTED)
     set_parameters(path, {key: value})
-    with pytest.raises(Problem) as caught:
+    with pytest.raises(UserError) as caught:
         parameters.load(path)
     line = str(caught.value)
     assert "\n" not in line
@@ -82,39 +86,151 @@ def test_an_unknown_key_is_named_with_its_value_and_the_known_ones(
 ) -> None:
     values = yaml.safe_load(COMMITTED)
     (values[section] if section else values)[key] = 7
-    with pytest.raises(Problem, match=rf"{key} is 7; no such key is known; allowed here are .*\w+, "):
+    with pytest.raises(UserError, match=rf"{key} is 7; there is no such key; allowed here are .*\w+, "):
         parameters.load(written(tmp_path, yaml.safe_dump(values)))
 
 
 def test_a_misspelt_key_is_reported_rather_than_the_missing_one(tmp_path: Path) -> None:
-    with pytest.raises(Problem, match=r"scratch.epohcs is \d+"):
+    with pytest.raises(UserError, match=r"scratch.epohcs is \d+"):
         parameters.load(written(tmp_path, COMMITTED.replace("  epochs: ", "  epohcs: ", 1)))
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "a: [", "a: *b", "model: !!python/name:os.system x", "seed: 1\nseed: 2", "\0"]
+    "text", ["", "[]", "a: [", "a: *b", "model: !!python/name:os.system x", "seed: 1\nseed: 2", "\0", "a: 1\n---\nb: 2"]
 )
-def test_what_is_no_mapping_of_plain_values_is_one_problem(tmp_path: Path, text: str) -> None:
-    with pytest.raises(Problem, match="params.yaml"):
+def test_what_is_not_a_mapping_of_plain_values_is_one_error(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UserError, match="params.yaml"):
         parameters.load(written(tmp_path, text))
+
+
+def test_a_file_that_is_absent_is_one_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="params.yaml: No such file or directory; run from the repository's root"):
+        parameters.load(tmp_path / "params.yaml")
+
+
+def test_a_repeated_key_is_one_line_that_names_it(tmp_path: Path) -> None:
+    written(tmp_path, COMMITTED + "seed: 2\n")
+    command = [sys.executable, "-m", "stages.params"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("error: params.yaml: not plain YAML: ")
+    assert 'duplicate key "seed"' in line
+    assert not (tmp_path / "data/params.checked").exists()
 
 
 def test_aliases_that_explode_are_refused_at_once(tmp_path: Path) -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30)]
-    with pytest.raises(Problem, match="aliases .* are not allowed"):
+    with pytest.raises(UserError, match="aliases .* are not allowed"):
         parameters.load(written(tmp_path, COMMITTED + "\n".join(lines)))
 
 
-def test_floats_as_dvc_writes_them(tmp_path: Path) -> None:
-    values = parameters.load(written(tmp_path, re.sub("learning_rate: .*", "learning_rate: 1e-05", COMMITTED, count=1)))
-    assert values.scratch.learning_rate == 1e-05
+def test_one_alias_is_refused(tmp_path: Path) -> None:
+    text = COMMITTED.replace("\nseed: 1", "\nseed: &seed 1").replace("  seed: 1", "  seed: *seed")
+    assert "*seed" in text
+    with pytest.raises(UserError, match="aliases .* are not allowed"):
+        parameters.load(written(tmp_path, text))
+
+
+@pytest.mark.parametrize("text", ["1e-05", "1E-5", "1.0e-05", "0.00001", "0.1e-4"])
+def test_floats_are_read_as_dvc_writes_them(tmp_path: Path, text: str) -> None:
+    changed = re.sub("learning_rate: .*", f"learning_rate: {text}", COMMITTED, count=1)
+    assert parameters.load(written(tmp_path, changed)).scratch.learning_rate == 1e-05
+
+
+@pytest.mark.parametrize("text", ["yes", "no", "on", "off", "y"])
+def test_yes_is_a_string_as_yaml_1_2_says_and_so_refused_where_a_bool_is_expected(tmp_path: Path, text: str) -> None:
+    assert parameters.parse_yaml(f"a: {text}") == {"a": text}
+    changed = COMMITTED.replace("  augment: true", f"  augment: {text}")
+    with pytest.raises(UserError, match=rf"scratch.augment is '{text}'; it should be a valid boolean"):
+        parameters.load(written(tmp_path, changed))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("010", 10), ("0o10", 8), ("1:30", "1:30"), ("true", True), ("~", None)]
+)
+def test_other_values_are_read_as_yaml_1_2_says(text: str, expected: Any) -> None:
+    value = parameters.parse_yaml(f"a: {text}")["a"]
+    assert value == expected
+    assert type(value) is type(expected)
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the committed params.yaml, and one with photographs, as the current one."""
+    written(tmp_path, COMMITTED)
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        "data/raw/sample",
+        "./data/raw/sample",
+        "data/raw/sample/",
+        "data//raw/./sample",
+        "data/raw/mpii/../sample",
+        "{root}/data/raw/sample",
+        "{root}/data/raw/sample/",
+    ],
+)
+def test_the_sample_is_recognised_however_its_path_is_spelled(root: Path, spelling: str) -> None:
+    set_parameters(Path("params.yaml"), {"data": spelling.format(root=root)})
+    values = parameters.load()
+    assert values.uses_sample
+    assert values.initial_weights == "random"
+
+
+@pytest.mark.parametrize("data", ["data/raw/mpii", "./data/raw/mpii/", "photos", "{root}/photos"])
+def test_auto_is_imagenet_for_other_data(root: Path, data: str) -> None:
+    set_parameters(Path("params.yaml"), {"data": data.format(root=root)})
+    values = parameters.load()
+    assert not values.uses_sample
+    assert values.initial_weights == "imagenet"
+
+
+@pytest.mark.parametrize("data", ["data/raw/sample", "photos"])
+@pytest.mark.parametrize("weights", ["imagenet", "random", "mine.weights.h5"])
+def test_weights_that_are_named_stay_whatever_the_data(root: Path, data: str, weights: str) -> None:
+    (root / "mine.weights.h5").touch()
+    set_parameters(Path("params.yaml"), {"data": data, "weights": weights})
+    assert parameters.load().initial_weights == weights
+
+
+@pytest.mark.parametrize("data", [".", "data", "data/raw", "./data/raw/", "{root}"])
+def test_a_folder_that_contains_several_data_sets_is_refused(root: Path, data: str) -> None:
+    (root / "data/raw").mkdir(parents=True)
+    set_parameters(Path("params.yaml"), {"data": data.format(root=root)})
+    with pytest.raises(UserError, match="which contains several data sets; choose one, e.g. data/raw/sample"):
+        parameters.load()
+
+
+@pytest.mark.parametrize("model", parameters.MODELS)
+def test_the_chosen_section_is_that_of_the_model(root: Path, model: str) -> None:
+    set_parameters(Path("params.yaml"), {"model": model, f"{model}.patience": 77})
+    values = parameters.load()
+    assert values.chosen is getattr(values, model)
+    assert values.chosen.patience == 77
+
+
+@pytest.mark.parametrize(("head", "features"), [("softmax", "pooled"), ("conv", "maps")])
+def test_the_features_follow_from_the_head(root: Path, head: str, features: str) -> None:
+    set_parameters(Path("params.yaml"), {"vgg16.head": head})
+    assert parameters.load().vgg16.features == features
+
+
+def test_parameters_are_flattened_to_dotted_keys() -> None:
+    assert parameters.flatten({"a": 1, "b": {"c": [2], "d": {"e": None}}}) == {"a": 1, "b.c": [2], "b.d.e": None}
 
 
 def test_xception_refuses_images_that_its_layers_use_up(tmp_path: Path) -> None:
     path = written(tmp_path, COMMITTED)
     set_parameters(path, {"xception.input_size": 64})
-    with pytest.raises(Problem, match="xception.input_size is 64; it should be 71 or more"):
+    with pytest.raises(UserError, match="xception.input_size is 64; it should be 71 or more"):
         parameters.load(path)
 
 
@@ -124,7 +240,7 @@ def test_xception_refuses_images_that_its_layers_use_up(tmp_path: Path) -> None:
     [
         ("scratch.epochs=many", "scratch.epochs is 'many'"),
         ("model=resnet", "model is 'resnet'; allowed are scratch"),
-        ("+scratch.epohcs=3", "scratch.epohcs is 3; no such key"),
+        ("+scratch.epohcs=3", "scratch.epohcs is 3; there is no such key"),
     ],
 )
 def test_a_wrong_override_stops_before_any_work(clone: Clone, override: str, named: str) -> None:

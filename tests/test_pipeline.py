@@ -1,4 +1,4 @@
-"""The whole pipeline through dvc, in a git clone, as a user runs it; watching which stages run."""
+"""The whole pipeline through dvc, in a git clone, as a user runs it, and which stages run."""
 
 import json
 import re
@@ -11,9 +11,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from stages.common import bootstrap
-from stages.common.parameters import MODELS
+from stages.common.evaluation import bootstrap
+from stages.common.runtime import paths
+from stages.common.runtime.parameters import MODELS
 from tests.conftest import TINY, Clone, make_clone
+from tests.test_annotate import act, image, save
 
 pytestmark = pytest.mark.slow
 
@@ -106,7 +108,7 @@ def test_training_can_be_watched_and_the_models_are_artifacts(finished: Clone) -
     assert shown.count("type='model'") == len(MODELS)
 
 
-def test_git_holds_what_is_small_and_nothing_else(finished: Clone) -> None:
+def test_git_has_what_is_small_and_nothing_else(finished: Clone) -> None:
     tracked = set(finished.run("git", "ls-files").splitlines())
     assert {"dvc.lock", "data/dvc.lock", "models/dvc.lock", "metrics/evaluation.json", "plots/confusion.csv"} <= tracked
     assert not {name for name in tracked if name.startswith(("data/", "models/"))} - {
@@ -130,7 +132,7 @@ def test_an_experiment_trains_its_model_alone_and_is_restored_when_repeated(agai
     shown = again.run("dvc", "exp", "run", "-n", "first", "-S", "model=xception")
     assert ran(shown) == ["params", *stages_of("xception"), *END]
     assert again.json("metrics/evaluation.json")["model"] == "xception"
-    # With --all: models that have seen two epochs may well be equally bad, and equal numbers are left out otherwise.
+    # With --all: after two epochs the models may be equally bad, and without it dvc omits equal numbers.
     difference = after_warnings(again.run("dvc", "metrics", "diff", "--all", "--json"))
     for file, key in (("evaluation", "macro_f1"), ("evaluation", "weighted_f1"), ("training", "seconds")):
         assert {"old", "new", "diff"} <= difference[f"metrics/{file}.json"][key].keys()
@@ -144,8 +146,8 @@ def test_an_experiment_trains_its_model_alone_and_is_restored_when_repeated(agai
     ]
     columns = again.run("dvc", "exp", "show", "--csv").splitlines()[0]
     assert all(column in columns for column in ("macro_f1", "weighted_f1", "seconds"))
-    # By its name, from DVC's cache; and on the page.
-    shown = again.run("python", "-m", "stages.compare", "HEAD", "first")
+    # By its name, from DVC's cache.
+    shown = again.run("python", "-m", "commands.compare", "HEAD", "first")
     assert "A is HEAD (scratch), B is first (xception)." in shown
     assert "95 % interval" in shown
     assert "xception" in (again.path / "plots/report.html").read_text(encoding="utf-8")
@@ -161,11 +163,24 @@ def test_a_head_parameter_runs_neither_the_backbone_nor_another_model(again: Clo
     assert ran(shown) == head_alone
     shown = again.run("dvc", "exp", "run", "-S", "seed=2")
     assert ran(shown) == head_alone
-    # The other kind of head takes the maps: they are made once, too.
+    # The other kind of head takes the maps: they are computed once, too.
     shown = again.run("dvc", "exp", "run", "-S", "mobilenetv2.head=conv")
     assert ran(shown) == ["params", *stages_of("mobilenetv2"), *END]
     shown = again.run("dvc", "exp", "run", "-S", "mobilenetv2.dropout=0.5")
     assert ran(shown) == head_alone
+
+
+def test_another_spelling_of_the_samples_path_gives_the_same_results(again: Clone) -> None:
+    expected = (again.path / paths.EVALUATION).read_bytes()
+    again.set(data="./data/raw/sample")
+    shown = again.run("dvc", "repro")
+    assert {"annotate", "chunked-resize", "report"} <= set(ran(shown))
+    assert "data/dvc.yaml:sample" not in ran(shown)
+    assert (again.path / paths.EVALUATION).read_bytes() == expected
+    page = (again.path / paths.REPORT).read_text(encoding="utf-8")
+    assert "./data/raw/sample" in page
+    assert "The images are not photographs" in page
+    assert "The photographs are in the layout" not in page
 
 
 def test_another_models_parameter_runs_nothing_but_the_check(again: Clone) -> None:
@@ -191,7 +206,7 @@ def test_queued_experiments_on_two_workers(again: Clone) -> None:
     assert states == ["Success"] * 3, again.run("dvc", "queue", "status")
     shown = again.run("dvc", "exp", "show", "--csv")
     assert all(model in shown for model in ("scratch", "vgg16", "xception"))
-    shown = again.run("python", "-m", "stages.seeds")
+    shown = again.run("python", "-m", "commands.seeds")
     assert {line.split()[0] for line in shown.splitlines()[2:]} == {"model=scratch", "model=vgg16", "model=xception"}
 
 
@@ -200,7 +215,7 @@ def _states(clone: Clone) -> list[str]:
     return [row[-1] for row in rows if row and re.fullmatch(r"[0-9a-f]{7}", row[0])]
 
 
-def test_a_folder_of_the_users_with_another_target_on_jax(clone: Clone, drawn: Path, tmp_path: Path) -> None:
+def test_a_folder_of_the_user_with_another_target_on_jax(clone: Clone, drawn: Path, tmp_path: Path) -> None:
     shutil.copytree(drawn, tmp_path / "somewhere else" / "mine")
     clone.set(data=str(tmp_path / "somewhere else"), target="activity", model="mobilenetv2", weights="random")
     clone.set(mobilenetv2__fine_tune_epochs=1, resize__size=32)
@@ -212,7 +227,7 @@ def test_a_folder_of_the_users_with_another_target_on_jax(clone: Clone, drawn: P
 
 def test_prediction_after_training(finished: Clone) -> None:
     folder = finished.path / "data/raw/sample/images"
-    finished.run("python", "-m", "stages.predict", str(folder), "--csv", "out.csv")
+    finished.run("python", "-m", "commands.predict", str(folder), "--csv", "out.csv")
     table = pd.read_csv(finished.path / "out.csv")
     assert len(table) == TINY["sample.images"]
     test = pd.read_csv(finished.path / "models/scratch/predictions.csv").set_index("image")
@@ -239,15 +254,13 @@ def test_real_photographs_are_learnt_well_above_the_majority(
 @pytest.mark.parametrize(
     ("values", "line"),
     [
-        ({"data": "data/raw/empty"}, "data/raw/empty holds no mpii_human_pose_v1_u12_1.mat"),
+        ({"data": "data/raw/empty"}, "data/raw/empty contains no mpii_human_pose_v1_u12_1.mat"),
         ({"target": "category", "data": "data/raw/one"}, r"one label only ('sports')"),
     ],
 )
 def test_bad_data_is_one_line_through_dvc(clone: Clone, values: dict[str, str], line: str, drawn: Path) -> None:
     (clone.path / "data/raw/empty").mkdir(parents=True)
     shutil.copytree(drawn / "images", clone.path / "data/raw/one/images")
-    from tests.test_annotate import act, image, save
-
     names = sorted(path.name for path in (drawn / "images").iterdir())
     save(
         clone.path / "data/raw/one/mpii_human_pose_v1_u12_1.mat",

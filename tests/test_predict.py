@@ -1,6 +1,10 @@
 """Labelling images with a trained model, as a user would."""
 
+import os
+import stat
+import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -8,23 +12,24 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from stages import predict
-from stages.common import networks, saving
-from stages.common.backend import keras
-from stages.common.decoding import decode
-from stages.common.problem import Problem
+from commands import predict
+from stages.common.images.decoding import DecodeError, decode
+from stages.common.networks.scratch import scratch
+from stages.common.networks.serialization import load, save
+from stages.common.runtime import paths
+from stages.common.runtime.backend import keras
+from stages.common.runtime.errors import UserError
+from tests.conftest import ROOT
 
 LABELS = ["a", "b, c", "d", "e", "f", "g"]
 
 
 @pytest.fixture
 def photos(workspace: Path) -> Path:
-    """A trained model, and a folder with two good images, one bad one and a text."""
+    """A trained model, and a folder with two good images, a bad one and a text file."""
     keras.utils.set_random_seed(1)
-    logits = networks.scratch(72, 2, [4], 0.0, len(LABELS))
-    saving.save(
-        keras.Model(logits.input, keras.layers.Softmax()(logits.output)), Path("models/scratch/model.keras"), LABELS
-    )
+    logits = scratch(72, 2, [4], 0.0, len(LABELS))
+    save(keras.Model(logits.input, keras.layers.Softmax()(logits.output)), paths.model_file("scratch"), LABELS)
     folder = workspace / "photos"
     (folder / "below").mkdir(parents=True)
     Image.new("RGB", (90, 60), "red").save(folder / "ü 1.jpg")
@@ -35,7 +40,7 @@ def photos(workspace: Path) -> Path:
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["predict", *arguments])
+    monkeypatch.setattr(sys, "argv", ["python -m commands.predict", *arguments])
     predict.main()
 
 
@@ -47,8 +52,8 @@ def test_a_folder_with_a_bad_image(
     lines = captured.out.splitlines()
     assert len(lines) == 2
     assert all(len(line.rsplit(": ", 1)[1].split("; ")) == 5 for line in lines)
-    assert "photos/3.jpg: bad image: cannot identify" in captured.err
-    assert "2 images labelled, 1 bad" in captured.err
+    assert "photos/3.jpg: skipped: cannot identify" in captured.err
+    assert "2 images labelled, 1 skipped" in captured.err
     table = pd.read_csv("out.csv")
     assert list(table.columns) == ["image", "prediction", "probability", *LABELS]
     assert sorted(table["image"]) == ["photos/below/2.PNG", "photos/ü 1.jpg"]
@@ -58,8 +63,8 @@ def test_a_folder_with_a_bad_image(
 
 
 def test_the_probabilities_are_the_models(photos: Path) -> None:
-    model, _ = saving.load(Path("models/scratch/model.keras"))
-    ((_, probabilities),) = predict.predict(model, [photos / "ü 1.jpg"])
+    model, _ = load(paths.model_file("scratch"))
+    ((_, probabilities),) = predict.label_images(model, [photos / "ü 1.jpg"])
     expected = model.predict_on_batch(decode(photos / "ü 1.jpg", 72)[None])[0]
     assert isinstance(probabilities, np.ndarray)
     np.testing.assert_allclose(probabilities, expected, atol=1e-6)
@@ -68,19 +73,111 @@ def test_the_probabilities_are_the_models(photos: Path) -> None:
 def test_a_model_by_name_and_by_file(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for model in ("scratch", "models/scratch/model.keras"):
         run(monkeypatch, "photos/ü 1.jpg", "--model", model)
-    saving.save(networks.scratch(72, 2, [4], 0.0, 3), Path("backbone.keras"), [])
-    with pytest.raises(Problem, match="backbone.keras: names 0 labels"):
+    save(scratch(72, 2, [4], 0.0, 3), Path("backbone.keras"), [])
+    with pytest.raises(UserError, match="backbone.keras: has 0 labels; expected a model that a train stage wrote"):
         run(monkeypatch, "photos", "--model", "backbone.keras")
-    with pytest.raises(Problem, match="--csv is 'photos', a folder"):
-        run(monkeypatch, "photos", "--csv", "photos")
-    with pytest.raises(Problem, match="models/vgg16/model.keras: no such model; train it"):
+    with pytest.raises(UserError, match="models/vgg16/model.keras: no such model; make it with dvc repro"):
         run(monkeypatch, "photos", "--model", "vgg16")
 
 
-def test_nothing_to_label_is_one_problem(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_to_label_is_one_error(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (photos / "empty").mkdir()
-    with pytest.raises(Problem, match="photos/empty: no image in it"):
+    with pytest.raises(UserError, match="photos/empty: no image found; expected files ending in .bmp"):
         run(monkeypatch, "photos/empty")
-    with pytest.raises(Problem, match="none of the images could be decoded"):
+    with pytest.raises(UserError, match="none of the images could be decoded"):
         run(monkeypatch, "photos/3.jpg", "photos/absent.jpg", "--csv", "out.csv")
     assert not Path("out.csv").exists()
+
+
+def test_images_are_found_in_folders_and_files_are_taken_as_they_are(photos: Path) -> None:
+    inside = [photos / "3.jpg", photos / "below/2.PNG", photos / "ü 1.jpg"]
+    assert predict.find_images([photos]) == inside
+    named = [photos / "readme.txt", photos / "ü 1.jpg"]
+    assert predict.find_images([*named, photos]) == [*named, *inside[:2]]
+
+
+def test_images_keep_their_order_over_several_batches_with_bad_ones(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict, "BATCH", 2)
+    model, _ = load(paths.model_file("scratch"))
+    good, other, bad = photos / "ü 1.jpg", photos / "below/2.PNG", photos / "3.jpg"
+    images = [bad, good, bad, bad, other, good, bad]
+    found = list(predict.label_images(model, images))
+    assert [path for path, _ in found] == images
+    for path, result in found:
+        assert isinstance(result, DecodeError) == (path == bad)
+        if not isinstance(result, DecodeError):
+            np.testing.assert_allclose(result, model.predict_on_batch(decode(path, 72)[None])[0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("photos", "--csv is 'photos', a folder"),
+        ("photos/readme.txt/out.csv", "could not write photos/readme.txt/out.csv"),
+    ],
+)
+def test_a_table_that_can_not_be_written_is_noticed_before_the_model_is_loaded(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, target: str, message: str
+) -> None:
+    paths.model_file("scratch").unlink()
+    with pytest.raises(UserError, match=message):
+        run(monkeypatch, "photos", "--csv", target)
+
+
+def test_the_table_follows_a_link_and_makes_its_folder(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("link.csv").symlink_to("deep/er/out.csv")
+    run(monkeypatch, "photos", "--csv", "link.csv")
+    assert Path("link.csv").is_symlink()
+    assert not Path("deep/er/out.csv").is_symlink()
+    assert len(pd.read_csv("deep/er/out.csv")) == 2
+    assert [path.name for path in Path("deep/er").iterdir()] == ["out.csv"]
+
+
+def test_the_table_can_be_written_to_a_pipe(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo("pipe")
+    with ThreadPoolExecutor() as pool:
+        received = pool.submit(Path("pipe").read_bytes)
+        run(monkeypatch, "photos", "--csv", "pipe")
+        assert received.result(timeout=60).startswith(b"image,prediction,probability,a,")
+    assert stat.S_ISFIFO(Path("pipe").stat().st_mode)
+
+
+def test_odd_names_control_no_terminal_and_keep_their_bytes_in_the_table(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = photos / "odd"
+    odd.mkdir()
+    names = [b"\xff.jpg", b"\x1b[31m.jpg"]
+    for name in names:
+        Image.new("RGB", (9, 9)).save(odd / os.fsdecode(name))
+    (odd / os.fsdecode(b"\xfe\x07.png")).write_text("<html>")
+    run(monkeypatch, "photos/odd", "--csv", "out.csv")
+    captured = capsys.readouterr()
+    assert sorted(line.split(":")[0] for line in captured.out.splitlines()) == [
+        "photos/odd/\ufffd.jpg",
+        "photos/odd/\ufffd[31m.jpg",
+    ]
+    assert "photos/odd/\ufffd\ufffd.png: skipped" in captured.err
+    table = Path("out.csv").read_bytes()
+    assert all(b"photos/odd/" + name in table for name in names)
+
+
+@pytest.mark.slow
+def test_the_command_is_run_as_a_module(photos: Path) -> None:
+    command = [sys.executable, "-m", "commands.predict", "photos"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert ended.stdout.startswith("photos/below/2.PNG: ")
+    assert ended.stderr.splitlines() == [
+        "photos/3.jpg: skipped: cannot identify image file",
+        "2 images labelled, 1 skipped",
+    ]
+
+
+def test_without_a_path_it_shows_its_usage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(monkeypatch)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: python -m commands.predict")

@@ -1,4 +1,4 @@
-"""What a pull request is told: the workflows' own scripts on real commits in real clones, against a real server."""
+"""The report on a pull request: the scripts of the workflows, on real commits in real clones, with a real server."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 
 @pytest.fixture(scope="module")
 def origin(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """A repository with results on `main`, and a branch `mobilenetv2` on which the other model was reproduced."""
+    """A repository with results on `main`, and with those of another model on the branch `mobilenetv2`."""
     clone = make_clone(tmp_path_factory.mktemp("pull-request") / "origin")
     clone.run("git", "branch", "-M", "main")
     for model in ("scratch", "mobilenetv2"):
@@ -37,7 +37,7 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Clone:
 
 
 def fresh(origin: Clone, folder: Path) -> Clone:
-    """A clone as a runner has it: without DVC's cache, on its own branch."""
+    """A clone as a runner has it: without DVC's cache, on the branch `mobilenetv2`."""
     origin.run("git", "clone", "-q", "--branch", "mobilenetv2", str(origin.path), str(folder / "clone"))
     clone = Clone(folder / "clone")
     clone.run("git", "config", "user.name", "Test")
@@ -58,7 +58,7 @@ def test_a_good_pull_request_is_reproduced_and_compared(origin: Clone, tmp_path:
     before = clone.run("git", "for-each-ref")
     report = check(clone, ok=True)
     assert "dvc.lock is up to date" in report
-    assert "The committed metrics are those obtained: the same." in report
+    assert "The committed results of mobilenetv2 are reproduced exactly." in report
     assert re.search(r"\| params.yaml *\| model *\| scratch *\| mobilenetv2 *\|", report)
     assert re.search(r"\| metrics/training.json *\| parameters *\|", report)
     assert re.search(r"\| Metric *\| target branch *\| HEAD *\| Change *\|", report)
@@ -72,7 +72,32 @@ def test_a_good_pull_request_is_reproduced_and_compared(origin: Clone, tmp_path:
 
 
 @pytest.mark.slow
-def test_what_was_not_reproduced_is_refused_with_the_stages_that_would_run(origin: Clone, tmp_path: Path) -> None:
+def test_the_sample_is_reproduced_however_its_path_is_spelled(origin: Clone, tmp_path: Path) -> None:
+    clone = fresh(origin, tmp_path)
+    clone.set(data="./data/raw/sample", model="scratch")
+    clone.run("dvc", "repro")
+    clone.run("git", "commit", "-qam", "Results of the same data under another path")
+    report = check(clone, ok=True)
+    assert "data: `./data/raw/sample`" in report
+    assert "Not reproduced" not in report
+    assert "are reproduced exactly." in report
+
+
+@pytest.mark.slow
+def test_data_of_ones_own_are_not_reproduced_and_not_refused(origin: Clone, tmp_path: Path, drawn: Path) -> None:
+    clone = fresh(origin, tmp_path)
+    photographs = shutil.copytree(drawn, tmp_path / "photographs")
+    clone.set(data=str(photographs), model="scratch")
+    clone.run("dvc", "repro")
+    clone.run("git", "commit", "-qam", "Results of other photographs")
+    shutil.rmtree(photographs)
+    report = check(clone, ok=True)
+    assert "dvc.lock is up to date" in report
+    assert "Not reproduced" in report
+
+
+@pytest.mark.slow
+def test_parameters_that_were_not_run_are_refused_with_the_stages_that_would_run(origin: Clone, tmp_path: Path) -> None:
     clone = fresh(origin, tmp_path)
     clone.set(mobilenetv2__l2=7)
     clone.run("git", "commit", "-qam", "Another penalty, not run")
@@ -100,7 +125,7 @@ def test_what_was_not_reproduced_is_refused_with_the_stages_that_would_run(origi
     ],
     ids=["code", "metrics", "command"],
 )
-def test_changed_code_metrics_and_commands_are_seen(
+def test_changed_code_metrics_and_commands_are_found(
     origin: Clone, tmp_path: Path, path: str, old: str, new: str, stage: str
 ) -> None:
     clone = fresh(origin, tmp_path)
@@ -112,8 +137,8 @@ def test_changed_code_metrics_and_commands_are_seen(
 
 
 @pytest.mark.slow
-def test_a_lock_put_together_from_two_runs_is_seen(origin: Clone, tmp_path: Path) -> None:
-    """As a merge makes it: each entry is some run's, and together they are nobody's."""
+def test_a_lock_merged_from_two_runs_is_found(origin: Clone, tmp_path: Path) -> None:
+    """Each entry is that of a run, but no run has made all of them."""
     clone = fresh(origin, tmp_path)
     lock = yaml.safe_load((clone.path / "dvc.lock").read_text(encoding="utf-8"))
     (out,) = [out for out in lock["stages"]["annotate"]["outs"] if out["path"] == "data/annotations.csv"]
@@ -124,7 +149,7 @@ def test_a_lock_put_together_from_two_runs_is_seen(origin: Clone, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_scores_that_are_not_obtained_are_refused_though_the_lock_agrees(origin: Clone, tmp_path: Path) -> None:
+def test_metrics_that_are_not_reproduced_are_refused_even_if_the_lock_agrees(origin: Clone, tmp_path: Path) -> None:
     clone = fresh(origin, tmp_path)
     path, lock = clone.path / "metrics/evaluation.json", clone.path / "dvc.lock"
     honest = path.read_bytes()
@@ -138,12 +163,31 @@ def test_scores_that_are_not_obtained_are_refused_though_the_lock_agrees(origin:
     clone.run("git", "commit", "-qam", "Better than it is")
     report = check(clone, ok=False)
     assert "dvc.lock is up to date" in report
-    assert "**The committed metrics are not those obtained**" in report
-    assert f"accuracy 0.9700 committed, {scores['accuracy']:.4f} obtained" in report
+    assert "**The committed results are not reproduced:**" in report
+    assert f"- `accuracy`: 0.97 committed, {scores['accuracy']} reproduced" in report
+
+
+@pytest.mark.parametrize(
+    ("target", "report", "line"),
+    [
+        ("nowhere", "report.md", "error: nowhere is not a commit of this clone"),
+        (
+            "HEAD^1",
+            "report.md",
+            "error: HEAD^1 is not a commit of this clone; a shallow one needs git fetch --unshallow",
+        ),
+        ("HEAD", "absent/report.md", "absent/report.md can't be written"),
+        ("HEAD", ".", "can't be written"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(clone: Clone, target: str, report: str, line: str) -> None:
+    shown = clone.run(sys.executable, ".ci/pull_request.py", target, report, ok=False)
+    assert line in shown
+    assert len(shown.splitlines()) == 1
 
 
 @pytest.mark.slow
-def test_what_breaks_down_is_in_the_report(origin: Clone, tmp_path: Path) -> None:
+def test_a_part_that_fails_is_in_the_report(origin: Clone, tmp_path: Path) -> None:
     clone = fresh(origin, tmp_path)
     with (clone.path / "params.yaml").open("a", encoding="utf-8") as file:
         file.write("a: [\n")
@@ -153,19 +197,25 @@ def test_what_breaks_down_is_in_the_report(origin: Clone, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_target_that_is_stale_itself_is_said(origin: Clone, tmp_path: Path) -> None:
+def test_a_target_that_is_not_up_to_date_is_reported(origin: Clone, tmp_path: Path) -> None:
     clone = fresh(origin, tmp_path)
     clone.set(mobilenetv2__l2=7)
     clone.run("git", "commit", "-qam", "Not run")
     clone.run("git", "update-ref", "refs/remotes/origin/main", "HEAD")
     clone.run("git", "commit", "-q", "--allow-empty", "-m", "README alone")
-    assert "The target branch is not up to date either: there it would run params, models/" in check(clone, ok=False)
+    assert "The target branch is not up to date either: it would run params, models/" in check(clone, ok=False)
 
 
-def test_what_is_committed_here_is_up_to_date() -> None:
-    """Otherwise each pull request would be refused. Run dvc repro, and commit what it changes."""
+def test_the_last_commit_is_up_to_date(tmp_path: Path) -> None:
+    """Otherwise each pull request would be refused. Run dvc repro, and commit what it changes.
+
+    In a clone: uncommitted changes of the working copy neither cause nor hide a difference.
+    """
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(tmp_path / "clone")], check=True)
     code = "import sys; sys.path.insert(0, '.ci'); import pull_request; print(pull_request.stale())"
-    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path / "clone", capture_output=True, text=True, check=False
+    )
     assert ended.stdout.strip() == "[]", ended.stdout + ended.stderr
 
 
@@ -253,7 +303,7 @@ def github() -> Iterator[GitHub]:
     server.server.shutdown()
 
 
-def test_one_comment_is_written_and_then_updated(github: GitHub, tmp_path: Path) -> None:
+def test_one_comment_is_written_and_later_updated(github: GitHub, tmp_path: Path) -> None:
     report = tmp_path / "report.md"
     for number in range(150):
         github.add("someone", f"remark {number}")
@@ -271,19 +321,24 @@ def test_one_comment_is_written_and_then_updated(github: GitHub, tmp_path: Path)
     assert github.comments[150]["body"].endswith("not the bot's")
 
 
-def test_a_long_report_is_cut_and_a_commit_that_is_no_longer_the_last_says_nothing(
-    github: GitHub, tmp_path: Path
-) -> None:
+def test_a_long_report_is_cut_and_an_older_commit_gets_no_comment(github: GitHub, tmp_path: Path) -> None:
     report = tmp_path / "report.md"
     report.write_text("x" * 100_000, encoding="utf-8")
     github.comment(report)
     assert len(github.comments[-1]["body"]) < 65_536
     assert "the rest is in the run's summary" in github.comments[-1]["body"]
-    assert "nothing to say" in github.comment(report, HEAD_SHA="gone")
+    assert "not exactly one open pull request" in github.comment(report, HEAD_SHA="gone")
     assert len(github.comments) == 1
 
 
-def test_a_run_without_a_report_is_said_and_nobody_is_called(github: GitHub, tmp_path: Path) -> None:
+def test_a_report_that_is_a_link_is_refused(github: GitHub, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("a secret", encoding="utf-8")
+    (tmp_path / "report.md").symlink_to(tmp_path / "secret")
+    github.comment(tmp_path / "report.md")
+    assert github.comments[-1]["body"].endswith("Its report is a link: refused.")
+
+
+def test_a_run_without_a_report_is_reported_and_nobody_is_mentioned(github: GitHub, tmp_path: Path) -> None:
     report = tmp_path / "report.md"
     github.comment(report, CONCLUSION="failure")
     assert github.comments[-1]["body"].endswith("of abc: **failure**. It wrote no report.")
@@ -294,7 +349,7 @@ def test_a_run_without_a_report_is_said_and_nobody_is_called(github: GitHub, tmp
     assert "not exactly one open pull request" in github.comment(report)
 
 
-def test_a_server_that_is_not_there_is_one_line(github: GitHub, tmp_path: Path) -> None:
+def test_a_server_that_does_not_answer_is_one_line(github: GitHub, tmp_path: Path) -> None:
     report = tmp_path / "report.md"
     report.write_text("x", encoding="utf-8")
     assert "error: " in github.comment(report, ok=False, GITHUB_API_URL="http://127.0.0.1:9")
@@ -302,7 +357,7 @@ def test_a_server_that_is_not_there_is_one_line(github: GitHub, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
-def test_workflows_pin_actions_and_hold_no_more_rights_than_they_need(path: Path) -> None:
+def test_workflows_pin_actions_and_have_only_the_permissions_that_they_need(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     workflow = yaml.safe_load(text)
     assert "secrets." not in text
@@ -316,12 +371,12 @@ def test_workflows_pin_actions_and_hold_no_more_rights_than_they_need(path: Path
             if "uses" in step:
                 assert re.fullmatch(r"actions/[\w-]+@[0-9a-f]{40}", step["uses"])
                 assert not step["uses"].startswith("actions/checkout") or step["with"]["persist-credentials"] is False
-            # What a stranger chose (a branch's name) must reach the shell as a variable, never as code.
+            # What a stranger chooses (a branch's name) must reach the shell as a variable, never as code.
             assert "${{" not in step.get("run", "")
     assert all(re.search(r"@[0-9a-f]{40} # v\d", line) for line in text.splitlines() if "uses:" in line)
 
 
-def test_the_one_that_may_write_runs_nothing_of_the_pull_request() -> None:
+def test_the_workflow_that_may_write_runs_no_code_of_the_pull_request() -> None:
     workflow = yaml.safe_load((ROOT / ".github/workflows/comment.yml").read_text(encoding="utf-8"))
     assert workflow[True] == {"workflow_run": {"workflows": ["results"], "types": ["completed"]}}
     (job,) = workflow["jobs"].values()

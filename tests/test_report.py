@@ -1,9 +1,10 @@
-"""The page: what it says is what the results are, and real Chromium shows it without a network."""
+"""The page says what the results are, and real Chromium shows it without a network."""
 
 import base64
 import html
 import io
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -17,9 +18,12 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from stages import evaluate, report
-from stages.common import bootstrap, calibration, chunks, page
-from stages.common.problem import Problem
-from tests.conftest import ROOT
+from stages.common.dataset import chunks
+from stages.common.evaluation import bootstrap, calibration
+from stages.common.report import charts, gallery, page
+from stages.common.runtime import paths
+from stages.common.runtime.errors import UserError
+from tests.conftest import Clone, set_parameters
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 QUIET = [
@@ -35,9 +39,9 @@ HOSTILE = ["sports", "a|b & c", "<script>alert(1)</script>", '" onload="x', "Ä 
 def predictions(labels: list[str], images: int = 120, accuracy: float = 0.6) -> pd.DataFrame:
     generator = np.random.default_rng(1)
     truth = generator.choice(labels, images)
-    right = generator.random(images) < accuracy
+    correct = generator.random(images) < accuracy
     probabilities = generator.random((images, len(labels))) + 4 * (
-        np.array(labels)[None] == np.where(right, truth, generator.choice(labels, images))[:, None]
+        np.array(labels)[None] == np.where(correct, truth, generator.choice(labels, images))[:, None]
     )
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     return pd.DataFrame(
@@ -67,6 +71,8 @@ def results(labels: list[str] = HOSTILE, **changes: Any) -> page.Results:
     curves |= {"validation_loss": 2.0, "validation_accuracy": epochs / 6, "validation_macro_f1": epochs / 8}
     return page.Results(
         parameters=values | changes.pop("parameters", {}),
+        synthetic=changes.pop("synthetic", True),
+        weights=changes.pop("weights", "random"),
         commit="0123456789ab",
         annotate={"images": 1200, "labelled": 900, "categories": 20, "activities": 40},
         split={"train": 600, "validation": 100, "test": len(table), "unlabelled": 300, "labels": len(labels)},
@@ -83,14 +89,14 @@ def results(labels: list[str] = HOSTILE, **changes: Any) -> page.Results:
             "best_epoch": 3,
         },
         curves=pd.DataFrame(curves),
-        labels=evaluate.report(table, labels),
+        labels=evaluate.label_scores(table, labels),
         predictions=table,
         majority=changes.pop("majority", labels[0]),
     )
 
 
 def noise(names: list[str]) -> np.ndarray:
-    """Pictures that JPEG can't make small."""
+    """Pictures that JPEG can't compress."""
     generator = np.random.default_rng([ord(sign) for sign in "".join(names)])
     return generator.integers(0, 256, (len(names), 224, 224, 3), np.uint8)
 
@@ -119,25 +125,25 @@ def test_the_page_says_what_the_results_are() -> None:
     for row in found.labels.to_dict("records"):
         numbers = [f"{row[name]:.2f}" for name in ("f1", "precision", "recall")]
         assert f"{row['label']} {row['support']} {numbers[0]} {numbers[1]} {numbers[2]}" in shown
-    right = found.predictions["label"] == found.predictions["prediction"]
-    error = calibration.calibration_error(found.predictions["probability"].to_numpy(), right.to_numpy())
+    correct = found.predictions["label"] == found.predictions["prediction"]
+    error = calibration.calibration_error(found.predictions["probability"].to_numpy(), correct.to_numpy())
     assert f"calibration error {error:.3f}" in shown
-    wrong = found.predictions[~right]
+    wrong = found.predictions[~correct]
     worst = wrong.groupby(["label", "prediction"]).size().max()
-    assert re.search(rf"is taken for .*: {worst} of \d+ images", shown)
-    assert "could not be decoded, left out 2" in shown
+    assert re.search(rf"is predicted as .*: {worst} of \d+ images", shown)
+    assert "skipped: could not be decoded 2" in shown
 
 
-def test_the_galleries_are_the_surest_mistakes_and_the_least_sure_hits() -> None:
+def test_the_galleries_are_the_most_confident_mistakes_and_the_least_confident_hits() -> None:
     found = results()
     text = page.page(found, plain)
-    right = found.predictions["label"] == found.predictions["prediction"]
-    for section, chosen, ascending in (("mistakes", ~right, False), ("hits", right, True)):
+    correct = found.predictions["label"] == found.predictions["prediction"]
+    for section, chosen, ascending in (("mistakes", ~correct, False), ("hits", correct, True)):
         part = text[text.index(f'<section id="{section}">') :]
         part = part[: part.index("</section>")]
         names = [html.unescape(name) for name in re.findall(r"<small>(.*?)</small>", part)]
         expected = found.predictions[chosen].sort_values("probability", ascending=ascending).drop_duplicates("video")
-        assert names == list(expected["image"][: page.SHOWN])
+        assert names == list(expected["image"][: gallery.SHOWN])
 
 
 def test_the_pictures_are_the_images() -> None:
@@ -147,7 +153,7 @@ def test_the_pictures_are_the_images() -> None:
     data = re.search(r"data:image/jpeg;base64,([^\"]+)", text)
     assert data
     picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(data[1]))), int)
-    assert picture.shape == (page.SIDE, page.SIDE, 3)
+    assert picture.shape == (gallery.SIDE, gallery.SIDE, 3)
     assert abs(picture - [200, 0, 0]).max() < 5
 
 
@@ -164,13 +170,31 @@ def test_the_same_results_are_the_same_bytes() -> None:
     assert page.page(results(), noise) == page.page(results(), noise)
 
 
+def _abort(chart: dict[str, Any]) -> str:
+    os.abort()
+
+
+def test_figures_that_can_not_be_drawn_are_replaced_by_their_numbers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = page.page(results(), plain)
+    assert whole.count("<svg") == 3
+    monkeypatch.setattr(charts, "_svg", _abort)
+    text = page.page(results(), plain)
+    assert "<svg" not in text
+    assert "report: warning: the figures could not be drawn" in capsys.readouterr().out
+    note = "This figure could not be drawn: the address space of the process is limited (ulimit -v). "
+    assert words(text).count(note) == 3
+    assert words(text).replace(note, "") == words(whole)
+
+
 def test_many_labels_and_noisy_pictures_stay_under_5_mb() -> None:
     labels = [f"activity {number:03d}, general" for number in range(397)]
     found = results(labels, predictions=predictions(labels, 2700))
     text = page.page(found, noise)
     assert len(text.encode()) < 5_000_000
-    assert "others are left out" in text
-    assert re.search(r"The pictures of \d+ labels are left out", text)
+    assert "others are omitted" in text
+    assert re.search(r"The pictures of \d+ labels are omitted", text)
     assert len(re.findall(r"<img", text)) > 100
 
 
@@ -183,7 +207,7 @@ def test_many_labels_and_noisy_pictures_stay_under_5_mb() -> None:
         predictions(["a", "b"]).assign(video=""),
         predictions(["a", "b"]).assign(prediction="b", label="a"),
     ],
-    ids=["all right", "all wrong", "one image", "no videos", "one label in test"],
+    ids=["all correct", "all wrong", "one image", "no videos", "one label in test"],
 )
 def test_odd_results_have_a_page(table: pd.DataFrame) -> None:
     shown = words(page.page(results(["a", "b"], predictions=table), plain))
@@ -191,45 +215,162 @@ def test_odd_results_have_a_page(table: pd.DataFrame) -> None:
     assert "None:" in shown or (table["label"] != table["prediction"]).nunique() == 2
 
 
-def test_a_split_by_image_is_said_to_leak_and_photographs_are_not_called_drawn() -> None:
-    text = words(page.page(results(parameters={"split": {"seed": 1, "group": "image"}, "data": "/photographs"}), plain))
-    assert "these scores are too high" in text
-    assert "research use" in text
-    assert "drawn" not in text
+def test_a_split_by_image_is_said_to_leak() -> None:
+    by_image, by_video = (
+        words(page.page(results(parameters={"split": {"seed": 1, "group": group}}), plain))
+        for group in ("image", "video")
+    )
+    assert "split.group is image, so these scores are too high" in by_image
+    assert "Frames of a video are in several parts" in by_image
+    assert "seen none of these videos" not in by_image
+    assert "The model has seen none of these videos" in by_video
+    assert "All frames of a video are in the same part" in by_video
+    assert "too high" not in by_video
 
 
-def test_report_writes_the_page_and_refuses_a_model_that_was_not_trained(workspace: Path) -> None:
-    with pytest.raises(Problem, match=r"holds no train.json; run dvc repro to train scratch"):
-        report.main()
-    found = results(["sports", "running"])
-    folders = ("data/resized", "metrics", "plots", "models/scratch/timing")
-    for folder in folders:
-        Path(folder).mkdir(parents=True)
+def test_photographs_are_not_called_drawn_and_have_a_licence() -> None:
+    shown = words(page.page(results(synthetic=False, parameters={"data": "/photographs"}), plain))
+    assert "The photographs are in the layout of MPII Human Pose" in shown
+    assert "photographs and labels are for research use only" in shown
+    assert "drawn" not in shown
+    assert "not photographs" not in shown
+
+
+@pytest.mark.parametrize("data", ["data/raw/sample", "./data/raw/sample/"])
+def test_drawn_images_are_said_not_to_be_photographs(data: str) -> None:
+    shown = words(page.page(results(synthetic=True, parameters={"data": data}), plain))
+    assert "The images are not photographs: the stage sample draws them" in shown
+    assert "Scores on them say nothing about photographs." in shown
+    assert "The drawn images are free of other people's rights." in shown
+    assert "The photographs are in the layout" not in shown
+    assert "applies to a model trained on them" not in shown
+
+
+def test_drawn_images_are_nowhere_called_photographs() -> None:
+    shown = words(page.page(results(synthetic=True), plain))
+    for claim in ("whole photographs", "The photographs are"):
+        assert claim not in shown
+
+
+@pytest.mark.parametrize("synthetic", [True, False])
+def test_imagenet_weights_have_terms_of_their_own(synthetic: bool) -> None:
+    shown = words(page.page(results(synthetic=synthetic, weights="imagenet"), plain))
+    assert "initial weights imagenet" in shown
+    assert "ImageNet weights have their own terms" in shown
+    for weights in ("random", "mine.weights.h5"):
+        shown = words(page.page(results(synthetic=synthetic, weights=weights), plain))
+        assert f"initial weights {weights}" in shown
+        assert "ImageNet" not in shown
+
+
+def write(found: page.Results, model: str) -> None:
+    """Write what the stage needs into the current folder, as the stages before it do."""
     names = list(found.predictions["image"])
-    chunks.write(Path("data/resized/0.h5"), names, {"pixels": plain(names)})
+    chunks.write(paths.RESIZED / "00000.h5", names, {"pixels": plain(names)})
     train = {"seconds": 12.3, "epochs": 3, "images": 600, "parameters": 1234, "device": "CPU"}
     for name, content in (
-        ("models/scratch/timing/train.json", train),
-        ("models/scratch/validation.json", {"validation_macro_f1": 0.375, "best_epoch": 3}),
-        ("metrics/annotate.json", found.annotate),
-        ("metrics/split.json", found.split),
-        ("metrics/chunked-resize.json", found.resize),
-        ("metrics/evaluation.json", found.evaluation),
+        (paths.timing(model) / "train.json", train),
+        (paths.validation(model), {"validation_macro_f1": 0.375, "best_epoch": 3}),
+        (paths.ANNOTATE_METRICS, found.annotate),
+        (paths.SPLIT_METRICS, found.split),
+        (paths.RESIZE_METRICS, found.resize),
+        (paths.EVALUATION, found.evaluation),
     ):
-        Path(name).write_text(json.dumps(content))
-    found.curves.to_csv("plots/train-scratch.csv", index=False)
-    found.labels.to_csv("plots/labels.csv", index=False)
-    found.predictions.to_csv("models/scratch/predictions.csv", index=False)
-    rows = pd.DataFrame({"image": "x", "part": "train", "label": ["running", "running", "sports"], "video": "1"})
-    rows.to_csv("data/split.csv", index=False)
+        name.parent.mkdir(parents=True, exist_ok=True)
+        name.write_text(json.dumps(content))
+    parts = {"image": "x", "part": "train", "label": ["running", "running", "sports"], "video": "1"}
+    for path, table in (
+        (paths.curves(model), found.curves),
+        (paths.LABEL_SCORES, found.labels),
+        (paths.predictions(model), found.predictions),
+        (paths.SPLIT, pd.DataFrame(parts)),
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table.to_csv(path, index=False)
+
+
+def test_report_writes_the_page_and_the_training_of_the_model(workspace: Path) -> None:
+    write(results(["sports", "running"]), "scratch")
     report.main()
-    first = report.PAGE.read_bytes()
-    assert "always “running”" in first.decode()
-    assert "none: not run in a git repository" in first.decode()
-    assert json.loads(report.METRICS.read_text())["seconds"] == 12.3
-    assert report.CURVES.read_bytes() == Path("plots/train-scratch.csv").read_bytes()
+    first = paths.REPORT.read_bytes()
+    shown = words(first.decode())
+    assert "always “running”" in shown
+    assert "none: not a git repository with commits" in shown
+    assert "The images are not photographs" in shown
+    assert json.loads(paths.TRAINING.read_text())["seconds"] == 12.3
+    assert paths.LEARNING_CURVES.read_bytes() == paths.curves("scratch").read_bytes()
     report.main()
-    assert report.PAGE.read_bytes() == first
+    assert paths.REPORT.read_bytes() == first
+
+
+def test_the_seconds_of_the_features_are_those_of_the_chosen_model(workspace: Path) -> None:
+    write(results(["sports", "running"]), "mobilenetv2")
+    set_parameters(paths.PARAMETERS, {"model": "mobilenetv2"})
+    (paths.timing("mobilenetv2") / "features.json").write_text(json.dumps({"seconds": 100.0, "images": 900}))
+    report.main()
+    assert json.loads(paths.TRAINING.read_text())["seconds"] == 112.3
+
+
+@pytest.mark.parametrize(
+    ("data", "model", "weights", "initial"),
+    [
+        ("data/raw/sample", "scratch", "auto", "random"),
+        ("photos", "scratch", "auto", "random"),
+        ("photos", "scratch", "imagenet", "random"),
+        ("./data/raw/sample/", "mobilenetv2", "auto", "random"),
+        ("data/raw/sample", "mobilenetv2", "imagenet", "imagenet"),
+        ("photos", "mobilenetv2", "auto", "imagenet"),
+        ("photos", "mobilenetv2", "random", "random"),
+    ],
+)
+def test_the_page_tells_the_data_and_the_initial_weights_of_the_parameters(
+    workspace: Path, data: str, model: str, weights: str, initial: str
+) -> None:
+    write(results(["sports", "running"]), model)
+    Path("photos").mkdir()
+    set_parameters(paths.PARAMETERS, {"data": data, "model": model, "weights": weights})
+    report.main()
+    shown = words(paths.REPORT.read_text(encoding="utf-8"))
+    assert f"initial weights {initial}" in shown
+    assert ("ImageNet weights have their own terms" in shown) == (initial == "imagenet")
+    assert ("The images are not photographs" in shown) == (data != "photos")
+    assert ("The photographs are in the layout of MPII" in shown) == (data == "photos")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        paths.timing("scratch") / "train.json",
+        paths.validation("scratch"),
+        paths.predictions("scratch"),
+        paths.curves("scratch"),
+        paths.LABEL_SCORES,
+        paths.SPLIT,
+        paths.SPLIT_METRICS,
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("content", [None, b"", b"{\xff"])
+def test_a_file_that_can_not_be_read_is_one_error_that_names_it(
+    workspace: Path, path: Path, content: bytes | None
+) -> None:
+    write(results(["sports", "running"]), "scratch")
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=f"could not read {path}: .*; make it again with dvc repro"):
+        report.main()
+    assert not paths.REPORT.exists()
+    assert not paths.TRAINING.exists()
+
+
+def test_the_commit_is_named_with_uncommitted_changes_of_code_or_parameters(clone: Clone) -> None:
+    command = ("python", "-c", "from stages import report; print(report.commit())")
+    commit = clone.run("git", "rev-parse", "--short=12", "HEAD").strip()
+    (clone.path / "notes.txt").touch()
+    assert clone.run(*command).strip() == commit
+    clone.set(seed=2)
+    assert clone.run(*command).strip() == f"{commit}, with uncommitted changes"
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +383,7 @@ def browser() -> Iterator[Browser]:
 
 
 def opened(browser: Browser, path: Path, scheme: str, width: int) -> tuple[Page, list[str]]:
-    """The page in a browser without network, and all that it asked for or complained of."""
+    """The page in a browser without network, and all requests and messages."""
     context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 844}, offline=True)  # type: ignore[arg-type]
     tab, seen = context.new_page(), []
 
@@ -286,7 +427,7 @@ def test_chromium_shows_it_offline_whole_and_accessible(
     assert seen == []
 
 
-def test_the_template_asks_for_nothing_from_elsewhere() -> None:
-    text = (ROOT / "stages/common/page.html").read_text(encoding="utf-8")
+def test_the_template_loads_nothing_from_elsewhere() -> None:
+    text = page.TEMPLATE.read_text(encoding="utf-8")
     assert not re.findall(r"(?:src|href|url\()[=\"'( ]*(?:https?:)?//", text)
     assert "<script" not in text

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from stages.common.parameters import MODELS
+from stages.common.runtime.parameters import MODELS
 from tests.conftest import Clone, make_clone
 
 pytestmark = pytest.mark.slow

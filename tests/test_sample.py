@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from stages import annotate, sample
-from stages.common import layout
+from stages.common.images import layout
+from stages.common.sample.tables import LOOKS
 
 
 def test_layout_categories_and_numbers(drawn: Path) -> None:
@@ -16,7 +17,7 @@ def test_layout_categories_and_numbers(drawn: Path) -> None:
     assert len(table) == 160
     assert sorted(table["image"]) == sorted(path.name for path in layout.images_folder(drawn).iterdir())
     labelled = table[table["labelled"]]
-    assert set(labelled["category"]) == set(sample.LOOKS)
+    assert set(labelled["category"]) == set(LOOKS)
     assert (labelled.groupby("category").size() >= 6).all()
     assert (labelled.groupby("category")["video"].nunique() >= 3).all()
     assert len(table) - len(labelled) == 40
@@ -40,7 +41,7 @@ def test_the_same_bytes_each_time(drawn: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("images", [160, 400, 1200, 5000])
-def test_the_plan_uses_up_all_images_and_keeps_mpiis_imbalance(images: int) -> None:
+def test_the_plan_has_all_images_and_keeps_mpiis_imbalance(images: int) -> None:
     videos = sample.plan(images, np.random.default_rng(0))
     assert sum(video.frames for video in videos) == images
     assert sorted(video.number for video in videos) == list(range(len(videos)))

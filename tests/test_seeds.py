@@ -1,4 +1,4 @@
-"""Groups of experiments that differ in their seeds: from real refs of a real repository, and by hand."""
+"""Groups of experiments that differ in their seeds: by hand, and from real refs of a real repository."""
 
 import json
 import sys
@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from stages import seeds
+from commands import seeds
+from stages.common.runtime import paths
 from tests.conftest import ROOT, Clone
 
 
@@ -26,7 +27,7 @@ def test_mean_and_range_by_hand() -> None:
     ]
 
 
-def test_groups_are_named_by_what_tells_them_apart_and_the_best_is_first() -> None:
+def test_groups_are_named_by_what_differs_and_the_best_is_first() -> None:
     vgg16 = {"model": "vgg16"}
     _, rows = seeds.table(
         [
@@ -44,52 +45,162 @@ def test_groups_are_named_by_what_tells_them_apart_and_the_best_is_first() -> No
     ]
 
 
-def test_the_same_run_twice_counts_once_and_what_another_model_would_do_does_not_matter() -> None:
+def test_the_same_run_counts_once_and_sections_of_other_models_do_not_matter() -> None:
     _, rows = seeds.table([experiment("a", 0.2), experiment("b", 0.2), experiment("c", 0.4, seed=2, **{"vgg16.l2": 1})])
     assert [row[:2] for row in rows] == [["model=scratch", "2"]]
 
 
-@pytest.fixture
-def repository(tmp_path: Path) -> Clone:
-    """A repository with three experiments, as dvc keeps them: commits under refs/exps/BASELINE/NAME."""
-    clone = Clone(tmp_path)
-    for command in (
-        "git init -q",
-        "git config user.name Test",
-        "git config user.email test@example.org",
-        "dvc init -q",
-    ):
-        clone.run(*command.split())
-    clone.run("git", "commit", "-qm", "Start")
-    start = clone.run("git", "rev-parse", "HEAD").strip()
-    (tmp_path / "metrics").mkdir()
-    for seed in (1, 2, 3):
+class Experiments(Clone):
+    """A repository with experiments, as dvc keeps them: commits under refs/exps/BASELINE/NAME."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        for command in (
+            "git init -q",
+            "git config user.name Test",
+            "git config user.email test@example.org",
+            "dvc init -q",
+        ):
+            self.run(*command.split())
+        self.run("git", "commit", "-qm", "Start")
+        self.start = self.run("git", "rev-parse", "HEAD").strip()
+
+    def add(self, name: str, seed: int, rate: str = "1e-05", **files: str) -> None:
+        """Add an experiment.
+
+        Args:
+            name: of the experiment.
+            seed: a tenth of it is the macro F1.
+            rate: how params.yaml spells scratch.learning_rate.
+            files: md5 of dependencies and outputs; by default `LOCKED`.
+        """
+        parameters = yaml.safe_dump({"model": "scratch", "seed": seed, "split": {"seed": 1}})
         scores = {"macro_f1": seed / 10, "weighted_f1": 0.5, "accuracy": 0.5}
-        (tmp_path / "params.yaml").write_text(yaml.safe_dump({"model": "scratch", "seed": seed, "split": {"seed": 1}}))
-        (tmp_path / "metrics/evaluation.json").write_text(json.dumps(scores))
-        (tmp_path / "metrics/training.json").write_text(json.dumps({"seconds": 10.0}))
-        clone.run("git", "add", "-A")
-        clone.run("git", "commit", "-qm", f"Seed {seed}")
-        clone.run("git", "update-ref", f"refs/exps/{start[:2]}/{start[2:]}/seed-{seed}", "HEAD")
-        clone.run("git", "reset", "-q", "--hard", start)
-        (tmp_path / "metrics").mkdir(exist_ok=True)
-    return clone
+        written = {
+            paths.PARAMETERS: f"{parameters}scratch:\n  learning_rate: {rate}\n",
+            paths.EVALUATION: json.dumps(scores),
+            paths.TRAINING: json.dumps({"seconds": 10.0}),
+            **locks(LOCKED | files),
+        }
+        for path, text in written.items():
+            (self.path / path).parent.mkdir(exist_ok=True)
+            (self.path / path).write_text(text)
+        self.run("git", "add", "-A")
+        self.run("git", "commit", "-qm", name)
+        self.run("git", "update-ref", f"refs/exps/{self.start[:2]}/{self.start[2:]}/{name}", "HEAD")
+        self.run("git", "tag", f"tag-{name}")
+        self.run("git", "reset", "-q", "--hard", self.start)
+
+
+LOCKED = {"raw": "1" * 32 + ".dir", "annotate": "2" * 32, "annotations": "3" * 32, "train": "4" * 32, "vgg16": "5" * 32}
+
+
+def locks(md5: dict[str, str]) -> dict[Path, str]:
+    """The dvc.lock files of an experiment with the model scratch, in which a run of vgg16 has left an entry."""
+
+    def stage(deps: dict[str, str], outs: dict[str, str]) -> dict[str, Any]:
+        return {
+            "cmd": "true",
+            "deps": [{"path": path, "md5": md5[key]} for path, key in deps.items()],
+            "outs": [{"path": path, "md5": md5[key]} for path, key in outs.items()],
+        }
+
+    annotations = {"data/annotations.csv": "annotations"}
+    stages: list[dict[str, Any]] = [
+        {"annotate": stage({"data/raw/photos": "raw", "stages/annotate.py": "annotate"}, annotations)},
+        {},
+        {
+            "train-scratch": stage({**annotations, "stages/train.py": "train"}, {}),
+            "train-vgg16": stage({**annotations, "stages/common/networks/heads.py": "vgg16"}, {}),
+        },
+    ]
+    return {
+        path: yaml.safe_dump({"schema": "2.0", "stages": each}) for path, each in zip(paths.LOCKS, stages, strict=True)
+    }
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Experiments:
+    """Three experiments whose learning rate is the same one in three spellings, of which dvc writes the first."""
+    repository = Experiments(tmp_path)
+    for seed, rate in ((1, "1e-05"), (2, "0.00001"), (3, "1.0e-5")):
+        repository.add(f"seed-{seed}", seed, rate)
+    return repository
 
 
 def ask(clone: Clone, *arguments: str, ok: bool = True) -> str:
-    return clone.run(sys.executable, "-m", "stages.seeds", *arguments, ok=ok, PYTHONPATH=str(ROOT))
+    return clone.run(sys.executable, "-m", "commands.seeds", *arguments, ok=ok, PYTHONPATH=str(ROOT))
 
 
-def test_experiments_of_the_commit_or_by_name(repository: Clone) -> None:
+def test_experiments_of_the_commit_or_by_name(repository: Experiments) -> None:
     shown = ask(repository)
+    assert len(shown.splitlines()) == 3
     assert shown.splitlines()[-1].split("  ")[0] == "model=scratch"
     assert "0.200 (0.100 to 0.300)" in shown
     assert "0.250 (0.200 to 0.300)" in ask(repository, "seed-2", "seed-3")
     assert ask(repository, "--md").startswith("| experiments")
 
 
-def test_what_is_missing_is_one_line(repository: Clone) -> None:
-    assert ask(repository, "nowhere", ok=False).startswith("error: nowhere is no revision; expected a branch, tag")
+def test_spellings_of_one_number_are_one_group(repository: Experiments, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(repository.path)
+    experiments = seeds.read_experiments(["seed-1", "seed-2", "seed-3"])
+    assert [each.parameters["scratch.learning_rate"] for each in experiments] == [1e-05] * 3
+    _, rows = seeds.table(experiments)
+    assert [row[:3] for row in rows] == [["model=scratch", "3", "0.200 (0.100 to 0.300)"]]
+
+
+def test_another_number_is_another_group(repository: Experiments) -> None:
+    repository.add("faster", 4, "2e-5")
+    shown = ask(repository, "seed-1", "faster")
+    assert [line.split()[:2] for line in shown.splitlines()[2:]] == [
+        ["scratch.learning_rate=2e-05", "1"],
+        ["scratch.learning_rate=1e-05", "1"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "path"), [("raw", "data/raw/photos"), ("annotate", "stages/annotate.py"), ("train", "stages/train.py")]
+)
+def test_other_code_and_other_data_are_another_group(repository: Experiments, key: str, path: str) -> None:
+    repository.add("changed", 4, **{key: "abcdef0123456789" * 2})
+    shown = ask(repository, "seed-1", "seed-2", "changed")
+    assert [line.split()[:2] for line in shown.splitlines()[2:]] == [
+        [f"{path}=abcdef0", "1"],
+        [f"{path}={LOCKED[key][:7]}", "2"],
+    ]
+
+
+@pytest.mark.parametrize("key", ["annotations", "vgg16"])
+def test_outputs_of_stages_and_code_of_other_models_make_no_group(repository: Experiments, key: str) -> None:
+    repository.add("changed", 4, **{key: "abcdef0123456789" * 2})
+    shown = ask(repository, "seed-1", "seed-2", "changed")
+    assert [line.split()[:2] for line in shown.splitlines()[2:]] == [["model=scratch", "3"]]
+
+
+def test_an_experiment_that_does_not_count_is_named(repository: Experiments) -> None:
+    repository.add("again", 2)
+    shown = ask(repository, "seed-1", "seed-2", "again")
+    assert shown.splitlines()[-1] == "skipped: again: the same seeds, parameters, code and data as seed-2"
+    assert shown.splitlines()[2].split()[:2] == ["model=scratch", "2"]
+    assert "skipped" not in ask(repository, "seed-1", "seed-2")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("params.yaml", "seed: *a"), ("params.yaml", "- 1"), ("metrics/evaluation.json", "{}"), ("dvc.lock", "[]")],
+)
+def test_files_of_another_project_are_one_line(repository: Experiments, name: str, text: str) -> None:
+    repository.run("git", "checkout", "-q", "tag-seed-1")
+    (repository.path / name).write_text(text)
+    repository.run("git", "commit", "-qam", "Other")
+    repository.run("git", "tag", "other")
+    shown = ask(repository, "other", ok=False)
+    assert shown.startswith("error: other: its parameters or metrics are not as dvc repro writes them")
+    assert len(shown.splitlines()) == 1
+
+
+def test_what_is_missing_is_one_line(repository: Experiments) -> None:
+    assert ask(repository, "nowhere", ok=False).startswith("error: nowhere is not a revision; expected a branch, tag")
     assert ask(repository, "HEAD", ok=False).startswith("error: HEAD has no params.yaml")
     repository.run("git", "commit", "-q", "--allow-empty", "-m", "Next")
     assert ask(repository, ok=False).startswith("error: no experiments of this commit; make some")

@@ -9,10 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages import split
-from stages.common.files import write_csv
-from stages.common.parameters import Split
-from stages.common.problem import Problem
+from stages import annotate, split
+from stages.common.dataset.splits import images_of, labels_of, read_split, video_keys
+from stages.common.images import layout
+from stages.common.runtime import paths
+from stages.common.runtime.errors import UserError
+from stages.common.runtime.files import write_csv
+from stages.common.runtime.parameters import Split
+from tests.conftest import set_parameters
 
 SECTION = Split(seed=1, group="video", validation=0.15, test=0.15)
 
@@ -47,7 +51,7 @@ def test_no_video_in_two_parts_and_no_image_lost(rows: list[tuple[str, int | Non
     annotations = table(rows)
     try:
         result, few = split.split(annotations, "category", section)
-    except Problem:
+    except UserError:
         return
     assert list(result["image"]) == list(annotations["image"])
     labelled = result[result["part"] != "unlabelled"]
@@ -60,14 +64,14 @@ def test_no_video_in_two_parts_and_no_image_lost(rows: list[tuple[str, int | Non
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(1, 9)), min_size=1, max_size=40), st.integers(0, 99))
-def test_a_label_is_in_train_alone_only_with_fewer_than_three_videos(videos: list[tuple[str, int]], seed: int) -> None:
+def test_a_label_is_in_train_only_if_it_has_fewer_than_three_videos(videos: list[tuple[str, int]], seed: int) -> None:
     groups = [Counter({label: frames}) for label, frames in videos]
     _, few = split.assign(groups, (0.7, 0.15, 0.15), seed)
     counts = Counter(label for label, _ in videos)
     assert few == sorted(label for label in counts if counts[label] < 3)
 
 
-def test_a_video_that_a_rare_label_holds_in_train_makes_others_rare() -> None:
+def test_a_video_that_a_rare_label_keeps_in_train_makes_others_rare() -> None:
     # "b" has two videos, so both are in train; of the three of "a" only one is left then.
     groups = [Counter({"a": 1, "b": 1}), Counter({"a": 1, "b": 1}), Counter({"a": 1}), *[Counter({"c": 1})] * 3]
     parts, few = split.assign(groups, (0.7, 0.15, 0.15), 0)
@@ -122,8 +126,8 @@ def test_counts_name_what_could_not_be_split() -> None:
         ([("a", 1), ("b", 2), ("c", 3)], "3 videos with 3 labelled images of 3 labels are too few"),
     ],
 )
-def test_too_little_to_split_is_one_problem(rows: list[tuple[str, int | None]], message: str) -> None:
-    with pytest.raises(Problem, match=message):
+def test_too_little_to_split_is_one_error(rows: list[tuple[str, int | None]], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         split.split(table(rows), "category", SECTION)
 
 
@@ -131,21 +135,52 @@ def test_labels_that_look_like_numbers_stay_as_they_are(workspace: Path) -> None
     rows: list[tuple[str, int | None]] = [
         (label, 10 * n + v) for n, label in enumerate(("007", "7", "NA")) for v in range(4)
     ]
-    write_csv(split.ANNOTATIONS, table([*rows, ("1", None)]))
+    write_csv(paths.ANNOTATIONS, table([*rows, ("1", None)]))
     split.main()
-    result = pd.read_csv(split.OUT, dtype=str, keep_default_na=False)
+    result = pd.read_csv(paths.SPLIT, dtype=str, keep_default_na=False)
     assert set(result["label"]) == {"007", "7", "NA", "1"}
 
 
 def test_main_lists_images_whatever_the_split(workspace: Path, drawn: Path) -> None:
-    from stages import annotate
-    from stages.common import layout
-    from tests.conftest import set_parameters
-
-    write_csv(annotate.OUT, annotate.read(layout.annotation_file(drawn)))
+    write_csv(paths.ANNOTATIONS, annotate.read(layout.annotation_file(drawn)))
     split.main()
-    listed, parts = split.IMAGES.read_bytes(), split.OUT.read_bytes()
+    listed, parts = paths.IMAGE_LIST.read_bytes(), paths.SPLIT.read_bytes()
     set_parameters(Path("params.yaml"), {"split.seed": 2, "target": "activity"})
     split.main()
-    assert split.IMAGES.read_bytes() == listed
-    assert split.OUT.read_bytes() != parts
+    assert paths.IMAGE_LIST.read_bytes() == listed
+    assert paths.SPLIT.read_bytes() != parts
+
+
+def test_images_of_one_video_share_a_key_and_an_image_without_a_video_has_its_own() -> None:
+    images, videos = pd.Series(["a.jpg", "b.jpg", "c.jpg", "d.jpg", "7"]), pd.Series(["7", "7", "", "", "8"])
+    keys = video_keys(images, videos)
+    assert keys[0] == keys[1]
+    assert len({*keys}) == 4
+    # An image whose name is a video's number is no frame of that video.
+    keys = video_keys(pd.Series(["7", "x.jpg"]), pd.Series(["", "7"]))
+    assert keys[0] != keys[1]
+
+
+def test_labels_and_images_of_a_part_are_those_of_the_table(workspace: Path, drawn: Path) -> None:
+    write_csv(paths.ANNOTATIONS, annotate.read(layout.annotation_file(drawn)))
+    split.main()
+    table = read_split()
+    labelled = table[table["part"] != "unlabelled"]
+    assert labels_of(table) == sorted({*labelled["label"]})
+    assert "" not in labels_of(table)
+    test = table[table["part"] == "test"]
+    decoded = {*table["image"]} - {test["image"].iloc[1]}
+    found = images_of(table, "test", decoded)
+    assert list(found["image"]) == [name for name in test["image"] if name in decoded]
+    assert list(found.index) == list(range(len(test) - 1))
+    with pytest.raises(UserError, match=r"data/split.csv has no test image that could be decoded"):
+        images_of(table, "test", {*table["image"]} - {*test["image"]})
+
+
+def test_a_split_that_can_not_be_read_is_one_error_that_names_the_file(workspace: Path) -> None:
+    for text in (None, "", 'image,part\n"never closed'):
+        if text is not None:
+            paths.SPLIT.parent.mkdir(exist_ok=True)
+            paths.SPLIT.write_text(text)
+        with pytest.raises(UserError, match=r"could not read data/split.csv: .*; make it again with dvc repro"):
+            read_split()

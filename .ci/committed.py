@@ -1,0 +1,136 @@
+"""Are the committed results those that this machine reproduces? For pull_request.py.
+
+If the predictions are reproduced bit by bit, so must be everything computed from them. On another processor the predictions
+may differ. Then the committed files must agree with each other, and with the reproduced ones within a tolerance.
+"""
+
+import csv
+import io
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from stages.common.evaluation.scores import f1
+from stages.common.runtime import paths
+from stages.common.runtime.parameters import parse_yaml
+from stages.evaluate import label_scores
+
+# What another run of the same model does not reproduce: all of it is time, or where it was spent.
+TIME = ("seconds", "seconds_per_epoch", "images_per_second", "device")
+# Another processor rounds differently, which changes the results of the CNN from scratch (docs/guarantees.md).
+TOLERANCE = 0.15
+# Figures of training may differ in their last digits although the predictions, which are rounded, do not.
+ROUNDING = 0.001
+# The same on every processor.
+EXACT = (paths.ANNOTATE_METRICS, paths.SPLIT_METRICS, paths.RESIZE_METRICS)
+
+Read = Callable[[Path], str]
+
+
+class Checked(NamedTuple):
+    """What is wrong, one sentence each, and whether the predictions are reproduced bit by bit."""
+
+    wrong: list[str]
+    exact: bool
+
+
+def check(committed: Read, reproduced: Read, model: str) -> Checked:
+    """Compare all results of the chosen model, but for `TIME`.
+
+    Args:
+        committed: returns the text of a file of the commit.
+        reproduced: returns the text of the file that this machine made.
+        model: the chosen one.
+
+    Raises:
+        ValueError, KeyError, OSError: a file is missing or not as the stages write it.
+    """
+    exact = _predictions_md5(committed, model) == _predictions_md5(reproduced, model)
+    wrong = [f"`{path}` differs" for path in EXACT if committed(path) != reproduced(path)]
+    ours, theirs = (_numbers(read) for read in (committed, reproduced))
+    wrong += _different(ours, theirs, ROUNDING if exact else TOLERANCE)
+    if exact:
+        made = (paths.EVALUATION, paths.LABEL_SCORES, paths.CONFUSION)
+        wrong += [f"`{path}` differs" for path in made if committed(path) != reproduced(path)]
+    else:
+        wrong += _contradictions(committed)
+        truth, truth_here = (Counter(_confusion(read)["label"]) for read in (committed, reproduced))
+        wrong += [f"`{paths.CONFUSION}` has other test images"] if truth != truth_here else []
+    return Checked(wrong, exact)
+
+
+def _predictions_md5(read: Read, model: str) -> str:
+    path = str(paths.predictions(model))
+    stages = [stage for lock in paths.LOCKS for stage in parse_yaml(read(lock))["stages"].values()]
+    (md5,) = (out["md5"] for stage in stages for out in stage.get("outs", []) if out["path"] == path)
+    return str(md5)
+
+
+def _numbers(read: Read) -> dict[str, Any]:
+    """Every figure of evaluation.json and training.json by name, but for `TIME`.
+
+    Raises:
+        ValueError: one is not a finite number.
+    """
+    found: dict[str, Any] = {}
+    for path in (paths.EVALUATION, paths.TRAINING):
+        for name, value in json.loads(read(path)).items():
+            if name not in TIME:
+                values = value if isinstance(value, list) else [value]
+                found |= {f"{name}{f' {place}' if len(values) > 1 else ''}": each for place, each in enumerate(values)}
+    for name, value in found.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if name != "model" and not number:
+            raise ValueError(f"{name} is {value!r}; expected a finite number")
+    return found
+
+
+def _different(ours: dict[str, Any], theirs: dict[str, Any], tolerance: float) -> Iterator[str]:
+    if ours.keys() != theirs.keys():
+        yield f"other names of figures: {', '.join(sorted(ours.keys() ^ theirs.keys()))}"
+        return
+    for name, value in ours.items():
+        # Early stopping is at another epoch where rounding differs.
+        if name in ("epochs", "best_epoch") and tolerance == TOLERANCE:
+            continue
+        score = isinstance(theirs[name], float)
+        same = abs(value - theirs[name]) <= tolerance and 0 <= value <= 1 if score else value == theirs[name]
+        if not same:
+            yield f"`{name}`: {value} committed, {theirs[name]} reproduced"
+
+
+def _confusion(read: Read) -> pd.DataFrame:
+    return pd.read_csv(io.StringIO(read(paths.CONFUSION)), keep_default_na=False, dtype=str)
+
+
+def _contradictions(read: Read) -> Iterator[str]:
+    """Where the committed files do not agree: all scores follow from the labels and predictions of the test images."""
+    evaluation, table = json.loads(read(paths.EVALUATION)), _confusion(read)
+    truth, predicted = table["label"].to_numpy(), table["prediction"].to_numpy()
+    scores = {
+        "macro_f1": f1(truth, predicted, "macro"),
+        "weighted_f1": f1(truth, predicted, "weighted"),
+        "accuracy": float((truth == predicted).mean()),
+        "test_images": len(table),
+    }
+    for name, value in scores.items():
+        if abs(evaluation[name] - value) > 1e-6:
+            yield f"`{name}` is {evaluation[name]}, but {value:.6f} by `{paths.CONFUSION}`"
+        elif name != "test_images":
+            low, high = evaluation[f"{name}_interval"]
+            if not 0 <= low <= value + 1e-6 <= high + 2e-6 <= 1 + 2e-6:
+                yield f"`{name}_interval` is {low} to {high}, without {value:.6f}"
+    labels = [row[0] for row in csv.reader(io.StringIO(read(paths.LABEL_SCORES)))][1:]
+    expected = label_scores(table, labels).to_csv(index=False, lineterminator="\n")
+    if not set(truth) <= set(labels) or expected != read(paths.LABEL_SCORES):
+        yield f"`{paths.LABEL_SCORES}` is not made of `{paths.CONFUSION}`"
+    curves = pd.read_csv(io.StringIO(read(paths.LEARNING_CURVES)))["validation_macro_f1"]
+    training = json.loads(read(paths.TRAINING))
+    best = int(curves.to_numpy().argmax())
+    if training["best_epoch"] != best + 1 or abs(training["validation_macro_f1"] - curves[best]) > 2e-6:
+        yield f"`{paths.TRAINING}` and `{paths.LEARNING_CURVES}` have other best epochs"

@@ -1,0 +1,1 @@
+"""Results of several revisions side by side."""

@@ -1,0 +1,1 @@
+"""From predictions to scores, their intervals and their calibration."""

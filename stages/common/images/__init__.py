@@ -1,0 +1,1 @@
+"""From a data set's files to pixels: download, folder layout, decoding."""

@@ -1,0 +1,73 @@
+"""MPII's folder layout: images/ and the annotation file, directly in a folder or anywhere below it."""
+
+import re
+from collections.abc import Iterator
+from os import walk
+from pathlib import Path, PurePosixPath
+
+from stages.common.runtime.errors import UserError
+from stages.common.runtime.paths import MPII_ANNOTATIONS, MPII_IMAGES
+
+
+def annotation_file(data: Path) -> Path:
+    """The annotation file of the data set in `data`.
+
+    Raises:
+        UserError: `data` is not a folder, or contains no annotation file, or several.
+    """
+    found = (folder / MPII_ANNOTATIONS for folder, _, files in _walk(data) if MPII_ANNOTATIONS in files)
+    return _only(data, MPII_ANNOTATIONS, found)
+
+
+def images_folder(data: Path) -> Path:
+    """The folder of the data set's images.
+
+    Raises:
+        UserError: `data` is not a folder, or contains no folder `images`, or several.
+    """
+    return _only(
+        data, f"{MPII_IMAGES}/", (folder / MPII_IMAGES for folder, names, _ in _walk(data) if MPII_IMAGES in names)
+    )
+
+
+def refuse_linked_folder(path: Path) -> None:
+    """Raise a `UserError` if `path` is a link to a folder: DVC does not notice changes of files behind it."""
+    if path.is_symlink() and path.is_dir():
+        raise UserError(
+            f"{path} is a link to a folder, behind which DVC notices no changes; expected a real folder: copy it, or set "
+            "data to a folder that contains no such link"
+        )
+
+
+def is_inside(name: str) -> bool:
+    """Whether an image's name, joined to the images' folder, stays in it."""
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and not has_control_characters(name)
+
+
+def has_control_characters(text: str) -> bool:
+    """Whether `text` has control characters or lone surrogates, which no text file with one name a line can hold."""
+    return bool(re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", text))
+
+
+def _walk(data: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    for folder, folders, files in walk(data):
+        yield Path(folder), folders, files
+        folders[:] = sorted(name for name in folders if name != MPII_IMAGES)
+
+
+def _only(data: Path, name: str, found: Iterator[Path]) -> Path:
+    if not data.is_dir():
+        raise UserError(
+            f"data is {str(data)!r}, which is not a folder; expected one with {MPII_ANNOTATIONS} and {MPII_IMAGES}/"
+        )
+    paths = list(found)
+    for path in paths:
+        refuse_linked_folder(path)
+    if not paths:
+        raise UserError(
+            f"{data} contains no {name}; expected {MPII_ANNOTATIONS} and {MPII_IMAGES}/ directly in it or anywhere below"
+        )
+    if len(paths) > 1:
+        raise UserError(f"{data} contains {name} more than once: {paths[0]}, {paths[1]}; set data to one of them")
+    return paths[0]

@@ -1,0 +1,1 @@
+"""The networks: backbones, heads, the CNN from scratch, and files of models."""

@@ -1,0 +1,1 @@
+"""How a model of each kind is trained, from the split to the whole model."""

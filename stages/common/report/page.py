@@ -1,0 +1,123 @@
+"""All results of a model as one HTML page that needs nothing else: no network, no script, pictures included.
+
+The prose is in page.html, the figures in charts.py, the pictures in gallery.py; here are the numbers that they need.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pandas as pd
+
+from stages.common.evaluation import bootstrap
+from stages.common.evaluation.predictions import occurring_labels
+from stages.common.report import gallery
+from stages.common.report.charts import calibration_curve, draw, learning_curves
+from stages.common.runtime.parameters import flatten
+
+TEMPLATE = Path(__file__).with_name("page.html")
+MAX_CONFUSED = 30  # labels in the matrix: more can't be read
+MAX_FAILURES = 5
+
+
+@dataclass(frozen=True)
+class Results:
+    """What the page shows. The dictionaries are the content of the stages' JSON files."""
+
+    parameters: dict[str, Any]  # of data, split, resizing and the chosen model
+    synthetic: bool  # whether the images are the drawn sample
+    weights: str  # what the model started from
+    commit: str
+    annotate: dict[str, Any]
+    split: dict[str, Any]
+    resize: dict[str, Any]
+    evaluation: dict[str, Any]
+    training: dict[str, Any]
+    curves: pd.DataFrame
+    labels: pd.DataFrame
+    predictions: pd.DataFrame
+    majority: str  # the most frequent label of the training part
+
+
+def page(results: Results, read: gallery.Read) -> str:
+    """One HTML page. The same bytes for the same arguments.
+
+    Args:
+        results: what it shows.
+        read: returns the pixels of images by their names, (n, size, size, 3) uint8.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATE.parent),
+        autoescape=True,
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    predictions = results.predictions
+    correct = (predictions["label"] == predictions["prediction"]).to_numpy()
+    figures = [
+        *learning_curves(results.curves),
+        calibration_curve(predictions["probability"].to_numpy(), correct),
+    ]
+    *curves, calibration = zip(figures, draw(figures), strict=True)
+    labels_with_images = list(results.labels.loc[results.labels["support"] > 0, "label"])
+    text = environment.get_template(TEMPLATE.name).render(
+        results=results,
+        values=results.parameters,
+        flat_parameters=flatten(results.parameters).items(),
+        side=gallery.SIDE,
+        videos=len(bootstrap.tally(predictions, occurring_labels(predictions))),
+        alpha=bootstrap.ALPHA,
+        labels=results.labels.to_dict("records"),
+        confusion=_confusion(results),
+        confused=_most_confused(results, correct),
+        never_found=list(
+            results.labels.loc[(results.labels["support"] > 0) & (results.labels["recall"] == 0), "label"]
+        ),
+        curves=curves,
+        calibration=calibration,
+        pictures=gallery.galleries(predictions, labels_with_images, read),
+        **_scores(results),
+    )
+    # HTML has no control characters, and names may contain them.
+    return re.sub(r"[^\n\x20-\x7e\xa0-\U0010ffff]", "\ufffd", text)
+
+
+def _scores(results: Results) -> dict[str, Any]:
+    """The model's scores beside those of always predicting the most frequent label, and the difference."""
+    baseline = results.predictions.assign(prediction=results.majority)
+    baseline_scores = bootstrap.scores(bootstrap.tally(baseline, occurring_labels(baseline)).sum(axis=0))
+    baseline_intervals = bootstrap.intervals(baseline)
+    scores = [
+        {
+            "name": text,
+            "value": results.evaluation[name],
+            "interval": results.evaluation[f"{name}_interval"],
+            "baseline": float(value),
+            "baseline_interval": baseline_intervals[name],
+        }
+        for (name, text), value in zip(bootstrap.METRICS.items(), baseline_scores, strict=True)
+    ]
+    return {"scores": scores, "gain": bootstrap.differences(baseline, results.predictions)["macro_f1"]}
+
+
+def _confusion(results: Results) -> dict[str, Any]:
+    names = list(results.labels["label"][:MAX_CONFUSED])
+    counts = pd.crosstab(results.predictions["label"], results.predictions["prediction"])
+    totals = counts.sum(axis=1).reindex(names, fill_value=0).to_numpy()
+    table = counts.reindex(index=names, columns=names, fill_value=0).to_numpy()
+    rows = [
+        [{"count": int(count), "share": round(float(count / total), 2)} if count else {"count": 0} for count in row]
+        for row, total in zip(table, totals, strict=True)
+    ]
+    return {"names": names, "rows": rows, "omitted": len(results.labels) - len(names)}
+
+
+def _most_confused(results: Results, correct: np.ndarray) -> list[dict[str, Any]]:
+    """The pairs of labels with most mistakes: label, prediction, times, and images of that label."""
+    pairs = results.predictions[~correct].groupby(["label", "prediction"]).size().reset_index(name="times")
+    pairs = pairs.sort_values(["times", "label", "prediction"], ascending=[False, True, True]).head(MAX_FAILURES)
+    pairs = pairs.merge(results.labels[["label", "support"]], on="label")
+    return [{str(key): value for key, value in row.items()} for row in pairs.to_dict("records")]

@@ -1,0 +1,83 @@
+"""Keras, imported in one place: deterministic, and without the start-up messages of the libraries below it."""
+
+import os
+import platform
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from stages.common.runtime.errors import fail
+
+# Read when TensorFlow is loaded. The same inputs give the same bits on one machine, also on a GPU.
+os.environ.setdefault("TF_DETERMINISTIC_OPS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+@contextmanager
+def _stderr_held_back() -> Iterator[None]:
+    """Hold back what is written to stderr, by C libraries too; show it if the block fails. Ctrl-C ends the process."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        os.write(stderr, b"\nstopped by SIGINT: run again to resume\n")
+        os._exit(128 + number)
+
+    # Not by an exception, which libraries may catch while they are imported. Nothing is half written yet.
+    before = signal.signal(signal.SIGINT, stop)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except Exception:
+            held.seek(0)
+            os.write(stderr, held.read())
+            raise
+        finally:
+            signal.signal(signal.SIGINT, before)
+            os.dup2(stderr, 2)
+            os.close(stderr)
+
+
+try:
+    with _stderr_held_back():
+        import keras
+
+        if keras.backend.backend() not in ("tensorflow", "jax"):
+            raise ValueError("this backend can't train")
+        DEVICES = keras.distribution.list_devices()
+except (ImportError, ValueError) as error:
+    fail(
+        f"KERAS_BACKEND is {os.environ.get('KERAS_BACKEND', 'not set')!r}: {error}; expected tensorflow or jax, installed"
+    )
+
+except OSError as error:
+    fail(f"Keras can't be imported: {error}; free disk space, or set TMPDIR to a folder that can be written")
+
+# The networks are written for these, whatever the user's keras.json says.
+keras.config.set_image_data_format("channels_last")
+keras.config.set_floatx("float32")
+
+
+def device() -> str:
+    """What the models run on, for people: kind and number of devices, processor, Keras and its backend."""
+    kinds = sorted({name.split(":")[0].upper() for name in DEVICES})
+    versions = f"Keras {keras.version()} on {keras.backend.backend()}"
+    if kinds == ["CPU"]:
+        return f"CPU ({_processor()}, {os.cpu_count()} cores; {versions})"
+    return f"{len(DEVICES)} {' and '.join(kinds)} ({versions})"
+
+
+def _processor() -> str:
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+__all__ = ["device", "keras"]

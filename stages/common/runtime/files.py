@@ -1,0 +1,142 @@
+"""Atomic writes: a file or folder is either whole or absent. And reads that name the file which can't be read."""
+
+import glob
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages.common.runtime.errors import UserError, short
+from stages.common.runtime.tracked import refuse_edited
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; publish it under `path` by rename when the block succeeds.
+
+    Raises:
+        UserError: the system refused to write (disk full, no permission).
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # HDF5 may notice a full disk when it closes the file: a RuntimeError
+        raise write_error(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder beside `path`; publish it under `path` by rename when the block succeeds.
+
+    Raises:
+        UserError: the system refused to write (disk full, no permission).
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    old = temporary.with_suffix(".old.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+        temporary.mkdir()
+        yield temporary
+        # Renamed first: nobody should find the old folder while its files are being removed.
+        with suppress(FileNotFoundError):
+            path.replace(old)
+        try:
+            temporary.replace(path)
+        except OSError:
+            old.replace(path)
+            raise
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove the temporary files with which killed processes tried to write `path`."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        process = re.match(r"(\d+)\.", leftover.name.removeprefix(f".{path.name}."))
+        if process and (int(process[1]) == os.getpid() or not _alive(int(process[1]))):
+            remove(leftover)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with everything in it, if it exists."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_error(path: Path, error: Exception) -> UserError:
+    """The error that says that the system refused to write `path`."""
+    reason = getattr(error, "strerror", None) or str(error)
+    return UserError(f"could not write {path}: {reason}; free disk space or check permissions, then run again")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, atomically."""
+    with new_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write `values` as indented JSON, atomically."""
+    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_csv(path: Path, table: "pd.DataFrame") -> None:
+    """Write `table` as CSV without its index, atomically."""
+    with new_file(path) as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n")
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Name `path`, which a stage writes, when the block can't read or parse it.
+
+    Raises:
+        UserError: the file was edited after its stage wrote it, or the block raised an OSError or a ValueError (JSON, CSV
+            and UTF-8 errors are among these).
+    """
+    refuse_edited(path)
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or short(error)
+        raise UserError(f"could not read {path}: {reason}; make it again with dvc repro") from error
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file that a stage writes.
+
+    Raises:
+        UserError: it can't be read.
+    """
+    with reading(path):
+        return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,230 @@
+"""params.yaml as typed, frozen values, checked completely before any work."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import AliasEvent
+
+from stages.common.runtime import paths
+from stages.common.runtime.errors import UserError
+
+XCEPTION_MIN_INPUT = 71  # its layers without padding use up smaller images
+
+Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f]+$")]
+Url = Annotated[str, Field(pattern=r"^https?://[^/]+/.*[^/]$")]
+Imbalance = Literal["none", "class_weight", "focal", "logit_adjustment"]
+Head = Literal["softmax", "conv"]
+
+# The features that each head takes: their mean over height and width, or the whole maps.
+FEATURES: dict[Head, Literal["pooled", "maps"]] = {"softmax": "pooled", "conv": "maps"}
+
+
+class Section(BaseModel):
+    """A mapping of params.yaml: no other keys, no conversions, no changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Sample(Section):
+    images: Annotated[int, Field(ge=160, le=100_000)]
+
+
+class Mpii(Section):
+    images_url: Url
+    images_md5: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    annotations_url: Url
+
+
+class Split(Section):
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    group: Literal["video", "image"]
+    validation: Annotated[float, Field(ge=0.01, le=0.45)]
+    test: Annotated[float, Field(ge=0.01, le=0.45)]
+
+
+class Resize(Section):
+    size: Annotated[int, Field(ge=32, le=1024)]
+    chunk: Annotated[int, Field(ge=1, le=10_000)]
+    max_bad: Annotated[float, Field(ge=0, le=1)]
+
+
+class Training(Section):
+    """What every model's section has."""
+
+    dropout: Fraction
+    batch_size: Annotated[int, Field(ge=1, le=4096)]
+    learning_rate: Rate
+    epochs: Count
+    patience: Count
+    imbalance: Imbalance
+
+
+class Scratch(Training):
+    filters: Annotated[list[Annotated[int, Field(ge=1, le=2048)]], Field(min_length=1, max_length=8)]
+    pool: Annotated[int, Field(ge=1, le=16)]
+    augment: bool
+
+
+class Pretrained(Training):
+    input_size: Annotated[int, Field(ge=32, le=1024)]
+    precision: Literal["float32", "bfloat16"]
+    head: Head
+    l2: Annotated[float, Field(ge=0)]
+    refit: bool
+    fine_tune_epochs: Annotated[int, Field(ge=0)]
+    fine_tune_layers: Count
+    fine_tune_learning_rate: Rate
+
+    @property
+    def features(self) -> Literal["pooled", "maps"]:
+        """What the head takes."""
+        return FEATURES[self.head]
+
+
+class Parameters(Section):
+    """The whole of params.yaml. A field of type `Scratch` or `Pretrained` is a model that `model` can choose."""
+
+    data: Text
+    target: Literal["category", "activity"]
+    model: Text
+    weights: Text
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    sample: Sample
+    mpii: Mpii
+    split: Split
+    resize: Resize
+    scratch: Scratch
+    vgg16: Pretrained
+    xception: Pretrained
+    mobilenetv2: Pretrained
+
+    @property
+    def uses_sample(self) -> bool:
+        """Whether `data` is the synthetic sample, however the path is spelled."""
+        return self._uses(paths.SAMPLE)
+
+    @property
+    def uses_mpii(self) -> bool:
+        """Whether `data` is the downloaded MPII, however the path is spelled."""
+        return self._uses(paths.MPII)
+
+    @property
+    def initial_weights(self) -> str:
+        """Where a pretrained backbone starts: imagenet, random or a weights file. `auto` follows from `data` alone."""
+        if self.weights != "auto":
+            return self.weights
+        return "random" if self.uses_sample else "imagenet"
+
+    @property
+    def chosen(self) -> Scratch | Pretrained:
+        """The section of the chosen model."""
+        section: Scratch | Pretrained = getattr(self, self.model)
+        return section
+
+    def _uses(self, folder: str) -> bool:
+        return Path(self.data).resolve() == Path(folder).resolve()
+
+
+def _sections(*kinds: type[Training]) -> tuple[str, ...]:
+    return tuple(name for name, field in Parameters.model_fields.items() if field.annotation in kinds)
+
+
+MODELS = _sections(Scratch, Pretrained)
+PRETRAINED = _sections(Pretrained)
+
+
+def parse_yaml(text: str | bytes) -> Any:
+    """Plain values of a YAML 1.2 text, read as dvc reads it; repeated keys and unknown tags are errors.
+
+    Raises:
+        ValueError: it is not YAML, or has an alias. Aliases can expand without bound.
+    """
+    try:
+        if any(isinstance(event, AliasEvent) for event in YAML(typ="safe").parse(text)):
+            raise ValueError("aliases (*name) are not allowed")
+        return YAML(typ="safe").load(text)
+    except (YAMLError, RecursionError) as error:
+        raise ValueError(str(error)) from error
+
+
+def load(path: Path = paths.PARAMETERS) -> Parameters:
+    """Read and check params.yaml.
+
+    Raises:
+        UserError: the file can't be read, or a key is unknown, missing, of a wrong type or out of range.
+    """
+    try:
+        values = parse_yaml(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; run from the repository's root") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not plain YAML: {error}") from error
+    try:
+        parameters = Parameters.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{path}: {_line(_first(error.errors()))}") from error
+    _check_across(parameters, path)
+    return parameters
+
+
+def _check_across(parameters: Parameters, path: Path) -> None:
+    if parameters.model not in MODELS:
+        raise UserError(f"{path}: model is {parameters.model!r}; allowed are {', '.join(MODELS)}")
+    if parameters.xception.input_size < XCEPTION_MIN_INPUT:
+        raise UserError(
+            f"{path}: xception.input_size is {parameters.xception.input_size}; it should be {XCEPTION_MIN_INPUT} or more"
+        )
+    weights = parameters.weights
+    if weights not in ("auto", "imagenet", "random") and not Path(weights).is_file():
+        raise UserError(
+            f"{path}: weights is {weights!r}; allowed are auto, imagenet, random or an existing weights file"
+        )
+    data, made_here = Path(parameters.data).resolve(), (paths.SAMPLE, paths.MPII)
+    if any(data in Path(folder).resolve().parents for folder in made_here):
+        raise UserError(
+            f"{path}: data is {parameters.data!r}, which contains several data sets; choose one, e.g. {paths.SAMPLE}"
+        )
+    if not any(parameters._uses(folder) for folder in made_here) and not Path(parameters.data).is_dir():
+        raise UserError(
+            f"{path}: data is {parameters.data!r}, which is not a folder; allowed are {', '.join(made_here)} or a folder "
+            f"that contains {paths.MPII_IMAGES}/ and {paths.MPII_ANNOTATIONS}"
+        )
+
+
+def _first(errors: list[ErrorDetails]) -> ErrorDetails:
+    """A misspelt key is also a missing one: the user wants to see the misspelt one."""
+    return min(errors, key=lambda error: error["type"] != "extra_forbidden")
+
+
+def _line(error: ErrorDetails) -> str:
+    key = ".".join(map(str, error["loc"])) or "the file"
+    if error["type"] == "extra_forbidden":
+        known = ", ".join(_keys(error["loc"][:-1]))
+        return f"{key} is {error['input']!r}; there is no such key; allowed here are {known}"
+    if error["type"] == "missing":
+        return f"{key} is missing; add it (git show HEAD:{paths.PARAMETERS} shows the committed value)"
+    shown = repr(error["input"])
+    received = shown if len(shown) <= 80 else shown[:77] + "..."
+    return f"{key} is {received}; {error['msg'].replace('Input should', 'it should')}"
+
+
+def _keys(location: tuple[int | str, ...]) -> list[str]:
+    section: Any = Parameters
+    for key in location:
+        section = section.model_fields[str(key)].annotation
+    return list(section.model_fields)
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested parameters by dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

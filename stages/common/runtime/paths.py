@@ -1,0 +1,71 @@
+"""The path of every file that stages and commands read or write, relative to the repository's root.
+
+dvc.yaml, data/dvc.yaml and models/dvc.yaml name the same paths; a test compares them.
+"""
+
+from pathlib import Path
+
+PARAMETERS = Path("params.yaml")
+# The main line, the data sets, the models.
+PIPELINES = ("dvc.yaml", "data/dvc.yaml", "models/dvc.yaml")
+LOCKS = tuple(Path(path).with_suffix(".lock") for path in PIPELINES)
+PARAMETERS_CHECKED = Path("data/params.checked")
+
+# Data sets, as the parameter `data` names them.
+SAMPLE = "data/raw/sample"
+MPII = "data/raw/mpii"
+# MPII's layout: these two, directly in the data set's folder or anywhere below it.
+MPII_ANNOTATIONS = "mpii_human_pose_v1_u12_1.mat"
+MPII_IMAGES = "images"
+
+ANNOTATIONS = Path("data/annotations.csv")
+SPLIT = Path("data/split.csv")
+IMAGE_LIST = Path("data/images.txt")
+RESIZED = Path("data/resized")
+
+ANNOTATE_METRICS = Path("metrics/annotate.json")
+SPLIT_METRICS = Path("metrics/split.json")
+RESIZE_METRICS = Path("metrics/chunked-resize.json")
+
+# The chosen model's, at the same path for each model: dvc compares by path.
+EVALUATION = Path("metrics/evaluation.json")
+TRAINING = Path("metrics/training.json")
+LABEL_SCORES = Path("plots/labels.csv")
+CONFUSION = Path("plots/confusion.csv")
+LEARNING_CURVES = Path("plots/learning_curves.csv")
+REPORT = Path("plots/report.html")
+
+LIVE_CURVES = Path("dvclive")
+
+
+def lock(stage: str) -> Path:
+    return Path(f"data/.{stage}.lock")
+
+
+def features(model: str) -> Path:
+    return Path(f"data/features/{model}")
+
+
+def backbone(model: str) -> Path:
+    return features(model) / "backbone.keras"
+
+
+def model_file(model: str) -> Path:
+    return Path(f"models/{model}/model.keras")
+
+
+def predictions(model: str) -> Path:
+    return Path(f"models/{model}/predictions.csv")
+
+
+def validation(model: str) -> Path:
+    return Path(f"models/{model}/validation.json")
+
+
+def timing(model: str) -> Path:
+    """The folder of what depends on the machine: train.json and, for pretrained models, features.json."""
+    return Path(f"models/{model}/timing")
+
+
+def curves(model: str) -> Path:
+    return Path(f"plots/train-{model}.csv")

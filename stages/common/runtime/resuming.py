@@ -1,0 +1,132 @@
+"""Finished pieces of a stage's work, kept beside its output until the output is whole.
+
+dvc deletes a stage's outputs before it runs the stage, so a half-finished output can't be continued.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from stages.common.runtime.errors import SYSTEM_FAULTS, short
+from stages.common.runtime.files import remove, write_error
+
+# Libraries whose version may change a result.
+LIBRARIES = ("PIL", "h5py", "jax", "keras", "numpy", "pandas", "sklearn", "tensorflow")
+
+
+@contextmanager
+def resumable(out: Path, *depends: Any) -> Iterator[Path]:
+    """Yield a folder for finished pieces, as the last run with the same `depends` left it.
+
+    It lies beside `out` and is removed when the block succeeds. Pieces of a run with other `depends` are removed at once.
+
+    Args:
+        out: what the pieces are for.
+        depends: everything that the pieces depend on, as JSON values.
+
+    Raises:
+        UserError: the folder can't be made.
+    """
+    text = json.dumps(depends, sort_keys=True)
+    store = out.with_name(f".{out.name}.resume")
+    folder = store / hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    try:
+        if store.is_dir():
+            for other in store.iterdir():
+                if other != folder:
+                    remove(other)
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(folder, error) from error
+    yield folder
+    if not _orphaned():
+        remove(store)
+
+
+def _orphaned() -> bool:
+    """Whether dvc started this stage and has died: the next dvc deletes the output and needs the pieces."""
+    if "DVC_STAGE" not in os.environ:
+        return False
+    return not any(_is_dvc(process) for process in psutil.Process().parents())
+
+
+def _is_dvc(process: psutil.Process) -> bool:
+    try:
+        return any(Path(word).name == "dvc" for word in process.cmdline())
+    except psutil.Error:  # it ends just now, or belongs to another user
+        return False
+
+
+def unfinished(pieces: Iterable[Path], stage: str, unit: str, check: Callable[[Path], object]) -> list[Path]:
+    """The pieces that no earlier run has finished. Prints how many are finished, if any.
+
+    Args:
+        pieces: all of them.
+        stage: for messages.
+        unit: what a piece is, in the plural.
+        check: reads a piece, and raises an exception if it is damaged; such a piece is removed.
+    """
+    pieces = list(pieces)
+    for piece in pieces:
+        if piece.exists():
+            try:
+                check(piece)
+            except Exception as error:  # each format has its own types for a damaged file
+                if isinstance(error, OSError) and error.errno in SYSTEM_FAULTS:
+                    raise
+                piece.unlink()
+                print(f"{stage}: discarded the damaged {piece.name} ({short(error)})")
+    left = [piece for piece in pieces if not piece.exists()]
+    if len(left) < len(pieces):
+        print(f"{stage}: resuming: {len(pieces) - len(left)}/{len(pieces)} {unit} done")
+    return left
+
+
+def code() -> list[Any]:
+    """The source of the project's loaded modules, and the versions of the libraries and of Python."""
+    sources = {
+        hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()
+        for name, module in list(sys.modules.items())
+        if _is_ours(name, module) and module.__file__
+    }
+    versions = {name: str(getattr(sys.modules[name], "__version__", "")) for name in LIBRARIES if name in sys.modules}
+    return [sorted(sources), versions, platform.python_version()]
+
+
+def _is_ours(name: str, module: Any) -> bool:
+    specification = getattr(module, "__spec__", None)
+    return (specification.name if specification else name).split(".")[0] == "stages"
+
+
+def fingerprint(paths: Iterable[Path]) -> str:
+    """A digest of path, inode, size, time of change and permissions of each file: dvc notices changes by the first four."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(repr((str(path), *_status(path))).encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _status(path: Path) -> tuple[int, ...]:
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_mode
+
+
+def publish(pieces: Iterable[Path], folder: Path) -> None:
+    """Put files into `folder` under their own names, as hard links where the file system allows it."""
+    for piece in pieces:
+        try:
+            os.link(piece, folder / piece.name)
+        except OSError:
+            shutil.copyfile(piece, folder / piece.name)

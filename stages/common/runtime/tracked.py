@@ -1,0 +1,33 @@
+"""Outputs of other stages that were edited after their stage wrote them."""
+
+import hashlib
+import os
+from pathlib import Path
+
+from stages.common.runtime import paths
+from stages.common.runtime.errors import UserError
+from stages.common.runtime.parameters import parse_yaml
+
+
+def refuse_edited(path: Path) -> None:
+    """Raise a `UserError` if dvc runs this process and `path` is not what its stage wrote, as a dvc.lock says.
+
+    DVC links outputs from its cache, read-only. Root can still edit such a file in place; that edits the cache, too, and
+    DVC then restores the edited file.
+    """
+    if "DVC_STAGE" not in os.environ or not path.is_file():
+        return
+    expected = {md5 for lock in paths.LOCKS if lock.exists() for md5 in _recorded(lock, path)}
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    if expected and found not in expected:
+        (md5,) = expected
+        raise UserError(
+            f"{path}: edited after its stage wrote it (md5 {found}, dvc.lock says {md5}), in DVC's cache as well; delete it "
+            f"and files/md5/{md5[:2]}/{md5[2:]} in the folder that `dvc cache dir` names, then run dvc repro"
+        )
+
+
+def _recorded(lock: Path, path: Path) -> list[str]:
+    stages = parse_yaml(lock.read_bytes())["stages"].values()
+    return [out["md5"] for stage in stages for out in stage.get("outs", []) if out["path"] == str(path)]

@@ -1,0 +1,1 @@
+"""What every training uses: batches, losses, and the trainer."""

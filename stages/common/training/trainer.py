@@ -1,0 +1,228 @@
+"""Training in phases: epochs, early stopping, the best epoch by macro F1 on the validation part, and resuming."""
+
+import json
+import math
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.special import log_softmax
+from tqdm import tqdm
+
+from stages.common.dataset.chunks import Rows
+from stages.common.evaluation.scores import f1
+from stages.common.runtime.backend import keras
+from stages.common.runtime.errors import SYSTEM_FAULTS, UserError, short
+from stages.common.runtime.files import new_file
+from stages.common.runtime.progress import progress
+from stages.common.training.batches import Batches, Part, Shuffle
+from stages.common.training.losses import make_loss
+
+
+@dataclass(frozen=True)
+class Phase:
+    """How a model is trained in one phase. The optimizer is Adam."""
+
+    name: str
+    epochs: int
+    patience: int
+    learning_rate: float
+    batch_size: int
+    imbalance: str
+    seed: int
+    augment: bool = False
+
+
+class Examples(NamedTuple):
+    """What a model learns from: the training and the validation images, and the rows that it takes of them."""
+
+    rows: Rows
+    train: Part
+    validation: Part | None  # without one the last epoch is kept
+
+
+class Fit(NamedTuple):
+    """The best macro F1 on the validation images, and the number of epochs up to that one."""
+
+    best: float
+    epochs: int
+
+
+@dataclass
+class _Progress:
+    """How far a phase is: everything that its next epoch depends on, besides the weights and the optimizer."""
+
+    best: float
+    best_epochs: int = 0
+    since_best: int = 0
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+@dataclass
+class Trainer:
+    """Trains the phases of one stage, and records them.
+
+    Attributes:
+        stage: for messages.
+        folder: of checkpoints, one a phase. Everything that the phases depend on must belong to this folder.
+        show: is called with each row of `epochs` at once.
+        epochs: one row an epoch of all phases so far. `loss` is what was minimised, penalties and weights included;
+            `validation_loss` is plain cross-entropy.
+        images: trained on, counted once an epoch.
+        seconds: of all epochs, those of interrupted runs included.
+    """
+
+    stage: str
+    folder: Path
+    show: Callable[[dict[str, Any]], None] = lambda row: None
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    images: int = 0
+    seconds: float = 0.0
+
+    def fit(self, model: keras.Model, examples: Examples, phase: Phase, min_f1: float = -1.0) -> Fit:
+        """Train the trainable layers of `model`, and leave it with the weights of its best epoch.
+
+        A checkpoint after each epoch has everything that the next one depends on; a phase resumes from there.
+
+        Args:
+            model: rows to logits.
+            examples: what it learns from.
+            phase: how to train.
+            min_f1: the macro F1 that the model already has: an epoch must beat it to count as better.
+
+        Raises:
+            UserError: the loss is not finite, or the system refused to write.
+        """
+        counts = np.bincount(examples.train.labels, minlength=model.output.shape[-1])
+        model.compile(
+            keras.optimizers.Adam(phase.learning_rate), make_loss(phase.imbalance, counts), metrics=["accuracy"]
+        )
+        model.optimizer.build(model.trainable_variables)
+        checkpoint = self.folder / f"{phase.name}.npz"
+        done, best_weights = _Progress(min_f1), model.get_weights()
+        if checkpoint.exists():
+            try:
+                done, best_weights = _restore(model, checkpoint)
+                print(f"{self.stage}: resuming: {len(done.epochs)}/{phase.epochs} epochs of phase {phase.name} done")
+            except Exception as error:  # zip, NumPy and JSON have many types for a damaged file
+                if isinstance(error, OSError) and error.errno in SYSTEM_FAULTS:
+                    raise
+                checkpoint.unlink()
+                print(f"{self.stage}: discarded a damaged checkpoint ({short(error)}): phase {phase.name} starts again")
+            for row in done.epochs:
+                self.show(row)
+        best_weights = self._run(model, examples, phase, done, best_weights)
+        model.set_weights(best_weights)
+        self.epochs += done.epochs
+        self.images += len(done.epochs) * len(examples.train.names)
+        self.seconds += done.seconds
+        return Fit(done.best, done.best_epochs)
+
+    def _run(
+        self, model: keras.Model, examples: Examples, phase: Phase, done: _Progress, best_weights: list[np.ndarray]
+    ) -> list[np.ndarray]:
+        """Train the epochs that `done` lacks, and add them to it. Returns the weights of the best epoch."""
+        first, resumed = len(self.epochs), len(done.epochs)
+        steps = -(-len(examples.train.names) // phase.batch_size)
+        name = f"{self.stage} {phase.name}"
+        with progress(phase.epochs * steps, name, "batch", initial=resumed * steps) as bar:
+            for epoch in range(first + resumed, first + phase.epochs):
+                if done.since_best >= phase.patience:
+                    bar.write(f"{self.stage}: stopped: {done.since_best} epochs without improvement")
+                    break
+                start = time.perf_counter()
+                row = _train_epoch(model, examples, phase, epoch, bar)
+                if not all(math.isfinite(value) for value in row.values() if isinstance(value, float)):
+                    raise UserError(
+                        f"{self.stage}: the loss of epoch {epoch + 1} is not finite; nothing is saved: lower the learning "
+                        f"rate ({phase.learning_rate})"
+                    )
+                better = examples.validation is None or row["validation_macro_f1"] > done.best
+                bar.write(_line(self.stage, row, better))
+                self.show(row)
+                done.epochs.append(row)
+                done.since_best = 0 if better else done.since_best + 1
+                if better:
+                    done.best, done.best_epochs = row.get("validation_macro_f1", done.best), len(done.epochs)
+                    best_weights = model.get_weights()
+                done.seconds += time.perf_counter() - start
+                _save(model, done, best_weights, self.folder / f"{phase.name}.npz")
+        return best_weights
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """A 32-bit seed for everything random in one epoch: a function of the seed and the epoch alone."""
+    return zlib.crc32(f"{seed} {epoch}".encode())
+
+
+def reset_randomness(model: keras.Model, seed: int, epoch: int) -> None:
+    """Set the state of the model's random layers to a function of (seed, epoch), whatever ran before."""
+    for number, variable in enumerate(v for v in model.variables if v.path.endswith("seed_generator_state")):
+        variable.assign(keras.ops.array([epoch_seed(seed, epoch), number], dtype=variable.dtype))
+
+
+def _train_epoch(model: keras.Model, examples: Examples, phase: Phase, epoch: int, bar: "tqdm[Any]") -> dict[str, Any]:
+    """Train one epoch, whose randomness follows from (seed, epoch) alone, and validate: a row of `Trainer.epochs`."""
+    rows, train, validation = examples
+    shuffle = Shuffle(phase.seed, epoch, phase.augment)
+    reset_randomness(model, phase.seed, epoch)
+    sums = dict.fromkeys(("loss", "accuracy"), 0.0)
+    # Not model.fit: its iteration over batches made here takes as long as a step of a head.
+    for features, targets in Batches(rows, train, model.output.shape[-1], phase.batch_size, shuffle):
+        seen = model.train_on_batch(features, targets, return_dict=True)
+        sums = {key: total + float(seen[key]) * len(targets) for key, total in sums.items()}
+        bar.update()
+    means = {key: total / len(train.names) for key, total in sums.items()}
+    row = {"epoch": epoch + 1, "phase": phase.name, **means}
+    return row if validation is None else row | validate(model, rows, validation, phase.batch_size)
+
+
+def validate(model: keras.Model, rows: Rows, part: Part, batch_size: int) -> dict[str, float]:
+    """Plain cross-entropy, accuracy and macro F1 of a model that returns logits, each over all of `part`."""
+    batches = Batches(rows, part, model.output.shape[-1], batch_size)
+    logits = np.concatenate([model.predict_on_batch(features) for features, _ in batches]).astype(np.float64)
+    predicted = logits.argmax(axis=1)
+    return {
+        "validation_loss": float(-log_softmax(logits, axis=1)[np.arange(len(logits)), part.labels].mean()),
+        "validation_accuracy": float((predicted == part.labels).mean()),
+        "validation_macro_f1": f1(part.labels, predicted, "macro"),
+    }
+
+
+def _save(model: keras.Model, done: _Progress, best_weights: list[np.ndarray], path: Path) -> None:
+    optimizer = [keras.ops.convert_to_numpy(variable) for variable in model.optimizer.variables]
+    values = {"weights": model.get_weights(), "best": best_weights, "optimizer": optimizer}
+    arrays = {f"{name} {number}": array for name, arrays in values.items() for number, array in enumerate(arrays)}
+    with new_file(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, run=np.array(json.dumps(asdict(done))), **arrays)
+
+
+def _restore(model: keras.Model, path: Path) -> tuple[_Progress, list[np.ndarray]]:
+    counts = {"weights": len(model.weights), "best": len(model.weights), "optimizer": len(model.optimizer.variables)}
+    with np.load(path, allow_pickle=False) as stored:
+        weights, best, optimizer = (
+            [stored[f"{name} {number}"] for number in range(count)] for name, count in counts.items()
+        )
+        done = _Progress(**json.loads(str(stored["run"])))
+    expected = [*model.weights, *model.weights, *model.optimizer.variables]
+    if [array.shape for array in (*weights, *best, *optimizer)] != [variable.shape for variable in expected]:
+        raise ValueError("its arrays have other shapes than the model's")
+    model.set_weights(weights)
+    for variable, value in zip(model.optimizer.variables, optimizer, strict=True):
+        variable.assign(value)
+    return done, best
+
+
+def _line(stage: str, row: dict[str, Any], better: bool) -> str:
+    line = f"{stage}: epoch {row['epoch']} ({row['phase']}): loss {row['loss']:.3f}"
+    if "validation_loss" not in row:
+        return line
+    return (
+        f"{line}, validation loss {row['validation_loss']:.3f}, accuracy {row['validation_accuracy']:.3f}, "
+        f"macro F1 {row['validation_macro_f1']:.3f}{' (best)' if better else ''}"
+    )
