@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from stages.common.evaluation.scores import f1
@@ -21,6 +22,7 @@ from stages.common.runtime.parameters import parse_yaml
 from stages.evaluate import label_scores
 
 # What another run of the same model does not reproduce: all of it is time, or where it was spent.
+MAX_TIME = 1e9
 TIME = ("seconds", "seconds_per_epoch", "images_per_second", "device")
 # Another processor rounds differently, which changes the results of the CNN from scratch (docs/guarantees.md).
 TOLERANCE = 0.15
@@ -54,6 +56,7 @@ def check(committed: Read, reproduced: Read, model: str) -> Checked:
     wrong = [f"`{path}` differs" for path in EXACT if committed(path) != reproduced(path)]
     ours, theirs = (_numbers(read) for read in (committed, reproduced))
     wrong += _different(ours, theirs, ROUNDING if exact else TOLERANCE)
+    wrong += _different_curves(committed, reproduced, model, exact)
     if exact:
         made = (paths.EVALUATION, paths.LABEL_SCORES, paths.CONFUSION)
         wrong += [f"`{path}` differs" for path in made if committed(path) != reproduced(path)]
@@ -61,7 +64,25 @@ def check(committed: Read, reproduced: Read, model: str) -> Checked:
         wrong += _contradictions(committed)
         truth, truth_here = (Counter(_confusion(read)["label"]) for read in (committed, reproduced))
         wrong += [f"`{paths.CONFUSION}` has other test images"] if truth != truth_here else []
+        supports, supports_here = (
+            pd.read_csv(io.StringIO(read(paths.LABEL_SCORES)), keep_default_na=False)[["label", "support"]]
+            for read in (committed, reproduced)
+        )
+        wrong += [f"`{paths.LABEL_SCORES}` has other labels"] if not supports.equals(supports_here) else []
     return Checked(wrong, exact)
+
+
+def _different_curves(committed: Read, reproduced: Read, model: str, exact: bool) -> Iterator[str]:
+    if committed(paths.LEARNING_CURVES) != committed(paths.curves(model)):
+        yield f"`{paths.LEARNING_CURVES}` is not `{paths.curves(model)}`"
+    ours, theirs = (pd.read_csv(io.StringIO(read(paths.LEARNING_CURVES))) for read in (committed, reproduced))
+    numbers, numbers_here = (table.select_dtypes("number") for table in (ours, theirs))
+    if list(ours) != list(theirs) or list(numbers) != list(numbers_here):
+        yield f"`{paths.LEARNING_CURVES}` has other columns"
+    elif not np.isfinite(numbers.to_numpy()).all():
+        yield f"`{paths.LEARNING_CURVES}` has a number that is not finite"
+    elif exact and not (numbers.shape == numbers_here.shape and np.allclose(numbers, numbers_here, 0, ROUNDING)):
+        yield f"`{paths.LEARNING_CURVES}` differs"
 
 
 def _predictions_md5(read: Read, model: str) -> str:
@@ -79,8 +100,14 @@ def _numbers(read: Read) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for path in (paths.EVALUATION, paths.TRAINING):
-        for name, value in json.loads(read(path)).items():
-            if name not in TIME:
+        values = json.loads(read(path))
+        if not isinstance(values, dict):
+            raise ValueError(f"{path} is not a mapping")
+        for name, value in values.items():
+            if name in TIME:
+                if name != "device" and not 0 <= value < MAX_TIME:
+                    raise ValueError(f"{name} is {value!r}; expected a number from 0")
+            else:
                 values = value if isinstance(value, list) else [value]
                 found |= {f"{name}{f' {place}' if len(values) > 1 else ''}": each for place, each in enumerate(values)}
     for name, value in found.items():
@@ -132,5 +159,9 @@ def _contradictions(read: Read) -> Iterator[str]:
     curves = pd.read_csv(io.StringIO(read(paths.LEARNING_CURVES)))["validation_macro_f1"]
     training = json.loads(read(paths.TRAINING))
     best = int(curves.to_numpy().argmax())
-    if training["best_epoch"] != best + 1 or abs(training["validation_macro_f1"] - curves[best]) > 2e-6:
+    if (
+        training["best_epoch"] != best + 1
+        or training["epochs"] < len(curves)
+        or abs(training["validation_macro_f1"] - curves[best]) > 2e-6
+    ):
         yield f"`{paths.TRAINING}` and `{paths.LEARNING_CURVES}` have other best epochs"

@@ -30,7 +30,16 @@ CHECK = "params"  # its output never changes, so no other stage runs because thi
 ABSENT = ("deleted", "not in cache")
 REF = "refs/comparison/target"
 # Errors in dvc, git and the files of the pull request, not bugs of this script; the log has their messages.
-EXPECTED_ERRORS = (subprocess.CalledProcessError, DvcException, OSError, ValueError, KeyError, TypeError)
+EXPECTED_ERRORS = (
+    subprocess.CalledProcessError,
+    DvcException,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+)
 
 
 class CheckError(Exception):

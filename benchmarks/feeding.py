@@ -26,7 +26,7 @@ LABELLED = 18_033  # MPII's
 EPOCHS = 20
 
 NOTES = f"""
-{IMAGES} photographs, and random features for {LABELLED:,}; random labels; epochs in turn, medians of {EPOCHS} pairs after a first one; images a second.
+{IMAGES} photographs, and random features for {LABELLED:,}; random labels; epochs in turn, medians of {EPOCHS} pairs after a first one; images per second.
 *Memory*: the same batches, made before the clock starts. Augmentation is not feeding but work: its row shows what it costs. A
 step of the head takes less than a millisecond, and its 32 rows are rarely in the processor's cache.
 """

@@ -43,7 +43,7 @@ MADE = 64  # photographs of which the sets of one size are made
 Result = TypeVar("Result")
 
 NOTES = f"""\
-Both ways of a row were measured in turn, {REPEATS} times after a first run that is not counted; images a second are medians, and
+Both ways of a row were measured in turn, {REPEATS} times after a first run that is not counted; images per second are medians, and
 `ratio` is ours / theirs. PSNR (dB; median and worst image) is relative to the whole photograph decoded by Pillow and resized by
 Lanczos; the worst of ours is expected at 44 or more. All results are {SIZE} x {SIZE} except img2dataset's.
 

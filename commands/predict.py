@@ -81,9 +81,14 @@ def main() -> None:
             f"{', '.join(map(str, arguments.paths))}: no image found; expected files ending in {' '.join(sorted(SUFFIXES))}"
         )
     target = csv_target(arguments.csv) if arguments.csv else None
-    model, labels = load(_model_file(arguments.model))
-    if len(labels) != model.output_shape[-1]:
-        raise UserError(f"{arguments.model}: has {len(labels)} labels; expected a model that a train stage wrote")
+    if target in [Path(os.path.realpath(image)) for image in images]:
+        raise UserError(f"--csv is {str(arguments.csv)!r}, one of the images; expected another file")
+    file = _model_file(arguments.model)
+    model, labels = load(file)
+    if model.output_shape[1:] != (len(labels),):
+        raise UserError(
+            f"{file}: {len(labels)} labels for an output of {model.output_shape[1:]}; expected a model that a train stage wrote"
+        )
     table = _predict(model, labels, images)
     if target:
         _write(table, target)
@@ -95,15 +100,16 @@ def csv_target(path: Path) -> Path:
     Raises:
         UserError: a folder, or a place that can't be written.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        return path  # a device, or a pipe, whose links lead nowhere
     target = Path(os.path.realpath(path))
     if target.is_dir():
         raise UserError(f"--csv is {str(path)!r}, a folder; expected the name of a file to write")
-    if target.is_file() or not target.exists():
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=target.parent).close()
-        except OSError as error:
-            raise write_error(path, error) from error
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=target.parent).close()
+    except OSError as error:
+        raise write_error(path, error) from error
     return target
 
 

@@ -1,4 +1,4 @@
-"""MPII's annotation file to data/annotations.csv: one row an image that is present, in MPII's order."""
+"""MPII's annotation file to data/annotations.csv: one row per image that is present, in MPII's order."""
 
 import gc
 import os
@@ -25,7 +25,7 @@ def read(path: Path) -> pd.DataFrame:
     """Read an annotation file.
 
     Returns:
-        One row an image in the file's order: image, category, activity (str, empty where there is none), video (Int64,
+        One row per image in the file's order: image, category, activity (str, empty where there is none), video (Int64,
         missing where there is none), people (int), labelled (bool: a category or an activity is given, `act_id` is not -1).
 
     Raises:

@@ -1,7 +1,7 @@
 """The images in use to data/resized: chunk files of 8-bit RGB squares.
 
 A chunk is the unit of work: a worker decodes, resizes and writes whole chunks, and only names travel between
-processes. Memory is one chunk a worker, whatever the number of images.
+processes. Memory is one chunk per worker, whatever the number of images.
 """
 
 import json
@@ -16,7 +16,7 @@ from stages.common.images import layout
 from stages.common.images.decoding import DecodeError, decode
 from stages.common.runtime import errors, parameters, paths
 from stages.common.runtime.errors import UserError
-from stages.common.runtime.files import new_folder, reading, write_json
+from stages.common.runtime.files import new_folder, reading, remove, write_json
 from stages.common.runtime.lock import lock
 from stages.common.runtime.progress import progress
 from stages.common.runtime.resuming import code, fingerprint, publish, resumable, unfinished
@@ -46,10 +46,14 @@ def resize_chunk(names: list[str], images: Path, size: int, out: Path) -> None:
 
 
 def _check_piece(chunk: Path) -> None:
-    """Raise an exception if a finished chunk, or the list of its bad images, is damaged."""
-    chunks.names(chunk)
+    """Raise an exception if a finished chunk is damaged, or the list of its bad images, which is then removed."""
+    chunks.check(chunk, "pixels")
     if _bad_of(chunk).exists():
-        json.loads(_bad_of(chunk).read_text(encoding="utf-8"))
+        try:
+            dict(json.loads(_bad_of(chunk).read_text(encoding="utf-8")).items())
+        except Exception:
+            remove(_bad_of(chunk))
+            raise
 
 
 def _bad_of(chunk: Path) -> Path:

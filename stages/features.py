@@ -1,6 +1,6 @@
 """data/resized to data/features/MODEL: the output of a frozen backbone for each image, computed once for all heads.
 
-One chunk file a chunk of images, with the features that the chosen head takes: pooled, (n, channels) float32, the mean over
+One chunk file per chunk of images, with the features that the chosen head takes: pooled, (n, channels) float32, the mean over
 height and width, or maps, (n, height, width, channels) float16. The backbone itself is beside them: train puts a head on it.
 """
 
@@ -45,7 +45,7 @@ def extract(model: keras.Model, folder: Path, out: Path, dataset: str, stage: st
         dtype = np.float32
         model = keras.Model(model.input, keras.layers.GlobalAveragePooling2D(dtype="float32")(model.output))
     counts = {out / path.name: len(chunks.names(path)) for path in chunks.paths(folder)}
-    total, left = sum(counts.values()), unfinished(counts, stage, "chunks", chunks.names)
+    total, left = sum(counts.values()), unfinished(counts, stage, "chunks", lambda path: chunks.check(path, dataset))
     with progress(total, stage, "image", initial=total - sum(counts[path] for path in left)) as bar:
         for path in left:
             start = time.perf_counter()
@@ -89,13 +89,13 @@ def _run(stage: str, name: str, section: Pretrained, weights: str) -> None:
         with new_folder(paths.features(name)) as out:
             publish([*chunks.paths(folder), file], out)
         seconds = round(earlier + time.perf_counter() - start, 1)
-        write_json(paths.timing(name) / "features.json", {"seconds": seconds, "images": images})
+        write_json(paths.features_timing(name), {"seconds": seconds, "images": images})
 
 
 def _seconds(folder: Path) -> float:
     """What the chunks of earlier, interrupted runs took."""
     path = folder / SECONDS
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     return sum(float(line) for line in text.splitlines() if re.fullmatch(r"\d+\.\d{3}", line))
 
 

@@ -93,9 +93,9 @@ def _results(values: Parameters, cost: dict[str, Any]) -> Results:
 @lock("report")
 def main() -> None:
     values = parameters.load()
-    timing, features = paths.timing(values.model), paths.timing(values.model) / "features.json"
+    features = paths.features_timing(values.model)
     cost = training(
-        read_json(timing / "train.json"),
+        read_json(paths.train_timing(values.model)),
         read_json(features) if features.exists() else {},
         read_json(paths.validation(values.model)),
     )

@@ -126,7 +126,7 @@ def split(annotations: pd.DataFrame, target: str, parameters: parameters.Split) 
         parameters: the section `split`.
 
     Returns:
-        One row an image in the order of `annotations`: image, part (one of `PARTS` or unlabelled), label (empty where
+        One row per image in the order of `annotations`: image, part (one of `PARTS` or unlabelled), label (empty where
         unlabelled), video; and the labels that are in train only.
 
     Raises:

@@ -76,7 +76,7 @@ def _write_results(name: str, trained: Trained, trainer: Trainer, size: int) -> 
         "parameters": size,
         "device": device(),
     }
-    write_json(paths.timing(name) / "train.json", timing)
+    write_json(paths.train_timing(name), timing)
 
 
 if __name__ == "__main__":

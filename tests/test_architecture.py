@@ -156,6 +156,6 @@ def test_no_tensorflow_in_the_code() -> None:
 
 
 @pytest.mark.parametrize("path", CODE, ids=str)
-def test_files_are_in_the_map_of_the_house(path: Path) -> None:
+def test_every_file_is_in_the_architecture(path: Path) -> None:
     text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
     assert path.name == "__init__.py" or f"`{path.name}`" in text

@@ -45,6 +45,7 @@ def results(seed: int, md5: str) -> Texts:
         paths.LABEL_SCORES: evaluate.label_scores(table, ["a", "b", "c"]).to_csv(index=False),
         paths.CONFUSION: table[["label", "prediction"]].to_csv(index=False),
         paths.LEARNING_CURVES: curves.to_csv(index=False),
+        paths.curves("scratch"): curves.to_csv(index=False),
         **dict.fromkeys(committed.EXACT, '{"images": 120}'),
         **{lock: json.dumps({"stages": {}}) for lock in paths.LOCKS[:2]},
         paths.LOCKS[2]: json.dumps({"stages": {"infer-scratch": {"outs": [out]}}}),
@@ -74,6 +75,16 @@ FORGERIES: dict[str, Callable[[Texts], Texts]] = {
     "another figure": in_json(paths.EVALUATION, top_5=1.0),
     "the validation score": in_json(paths.TRAINING, validation_macro_f1=0.98),
     "the number of parameters": in_json(paths.TRAINING, parameters=9),
+    "the learning curves": lambda texts: (
+        texts
+        | dict.fromkeys(
+            (paths.LEARNING_CURVES, paths.curves("scratch")),
+            texts[paths.LEARNING_CURVES].replace("0.5", "0.9").replace("0.7\n", "0.99\n"),
+        )
+    ),
+    "the learning curves of the model alone": in_text(paths.curves("scratch"), lambda text: text.replace("0.5", "0.6")),
+    "the number of epochs": in_json(paths.TRAINING, epochs=1),
+    "the best epoch": in_json(paths.TRAINING, best_epoch=1),
     "the split": in_json(committed.EXACT[1], images=121),
     "a row of labels.csv": in_text(paths.LABEL_SCORES, lambda text: text.replace("a,", "a,0.99,", 1)),
     "a label less": in_text(paths.LABEL_SCORES, lambda text: "\n".join(text.splitlines()[:-1]) + "\n"),
@@ -98,6 +109,17 @@ def test_a_forged_file_is_found_on_any_processor(forgery: str, processor: str) -
     forged = FORGERIES[forgery](honest)
     assert forged != honest
     assert wrong(forged, here)
+
+
+@pytest.mark.parametrize("seconds", ["-5", "NaN", "1e99", "null"])
+def test_time_is_a_number_and_the_files_are_mappings(seconds: str) -> None:
+    honest = results(1, "aa")
+    forged = in_text(paths.TRAINING, lambda text: text.replace('"seconds": 1.0', f'"seconds": {seconds}'))(honest)
+    with pytest.raises((ValueError, TypeError)):
+        wrong(forged, honest)
+    for text in ("[]", "null", "1"):
+        with pytest.raises(ValueError, match="is not a mapping"):
+            wrong(honest | {paths.EVALUATION: text}, honest)
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "1e999", "-1e999", '"0.7"', "null", "true"])

@@ -74,7 +74,7 @@ class Experiments(Clone):
             rate: how params.yaml spells scratch.learning_rate.
             files: md5 of dependencies and outputs; by default `LOCKED`.
         """
-        parameters = yaml.safe_dump({"model": "scratch", "seed": seed, "split": {"seed": 1}})
+        parameters = yaml.safe_dump({"model": "scratch", "data": "data/raw/photos", "seed": seed, "split": {"seed": 1}})
         scores = {"macro_f1": seed / 10, "weighted_f1": 0.5, "accuracy": 0.5}
         written = {
             paths.PARAMETERS: f"{parameters}scratch:\n  learning_rate: {rate}\n",
@@ -92,11 +92,18 @@ class Experiments(Clone):
         self.run("git", "reset", "-q", "--hard", self.start)
 
 
-LOCKED = {"raw": "1" * 32 + ".dir", "annotate": "2" * 32, "annotations": "3" * 32, "train": "4" * 32, "vgg16": "5" * 32}
+LOCKED = {
+    "raw": "1" * 32 + ".dir",
+    "annotate": "2" * 32,
+    "annotations": "3" * 32,
+    "train": "4" * 32,
+    "vgg16": "5" * 32,
+    "sample": "6" * 32,
+}
 
 
 def locks(md5: dict[str, str]) -> dict[Path, str]:
-    """The dvc.lock files of an experiment with the model scratch, in which a run of vgg16 has left an entry."""
+    """The dvc.lock files of an experiment with the model scratch, in which runs of vgg16 and of the sample have left entries."""
 
     def stage(deps: dict[str, str], outs: dict[str, str]) -> dict[str, Any]:
         return {
@@ -108,7 +115,7 @@ def locks(md5: dict[str, str]) -> dict[Path, str]:
     annotations = {"data/annotations.csv": "annotations"}
     stages: list[dict[str, Any]] = [
         {"annotate": stage({"data/raw/photos": "raw", "stages/annotate.py": "annotate"}, annotations)},
-        {},
+        {"sample": stage({"stages/sample.py": "sample"}, {})},
         {
             "train-scratch": stage({**annotations, "stages/train.py": "train"}, {}),
             "train-vgg16": stage({**annotations, "stages/common/networks/heads.py": "vgg16"}, {}),
@@ -170,11 +177,19 @@ def test_other_code_and_other_data_are_another_group(repository: Experiments, ke
     ]
 
 
-@pytest.mark.parametrize("key", ["annotations", "vgg16"])
-def test_outputs_of_stages_and_code_of_other_models_make_no_group(repository: Experiments, key: str) -> None:
+@pytest.mark.parametrize("key", ["annotations", "vgg16", "sample"])
+def test_outputs_of_stages_and_code_of_other_models_and_data_make_no_group(repository: Experiments, key: str) -> None:
     repository.add("changed", 4, **{key: "abcdef0123456789" * 2})
     shown = ask(repository, "seed-1", "seed-2", "changed")
     assert [line.split()[:2] for line in shown.splitlines()[2:]] == [["model=scratch", "3"]]
+
+
+def test_photographs_of_ones_own_need_no_lock_of_the_data_sets(repository: Experiments) -> None:
+    repository.run("git", "checkout", "-q", f"refs/exps/{repository.start[:2]}/{repository.start[2:]}/seed-3")
+    repository.run("git", "rm", "-q", str(paths.LOCKS[1]))
+    repository.run("git", "commit", "-qm", "Without it")
+    shown = ask(repository, "seed-1", "seed-2", "HEAD")
+    assert shown.splitlines()[-1].split()[:2] == ["model=scratch", "3"]
 
 
 def test_an_experiment_that_does_not_count_is_named(repository: Experiments) -> None:

@@ -1,1 +1,1 @@
-"""What stages and commands share, one folder an idea. docs/architecture.md has a line for each file."""
+"""What stages and commands share, one folder per idea. docs/architecture.md has a line for each file."""

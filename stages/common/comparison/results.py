@@ -48,13 +48,15 @@ def read_result(name: str, read: Reader) -> Result:
         labels = pd.read_csv(io.StringIO(read(paths.LABEL_SCORES)), keep_default_na=False, dtype={"label": str})[
             ["label", "f1", "support"]
         ]
+        if not (labels["f1"].between(0, 1).all() and (labels["support"] >= 0).all() and labels["label"].is_unique):
+            raise ValueError(f"{paths.LABEL_SCORES} has scores that are not from 0 to 1, or a label twice")
         known = [_score(evaluation[metric]) for metric in bootstrap.METRICS]
         path = paths.predictions(evaluation["model"])
     except FileNotFoundError as error:
         raise UserError(
             f"{name} has no {error.filename or error}; expected a revision with the results of dvc repro"
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise UserError(
             f"{name}: its metrics or {paths.LABEL_SCORES} are not as dvc repro writes them: {error!r}"
         ) from error
@@ -62,9 +64,11 @@ def read_result(name: str, read: Reader) -> Result:
         predictions = parse_predictions(io.StringIO(read(path)))[COLUMNS]
         if predictions.empty:
             raise ValueError("no predictions in it")
+        if not (predictions["probability"].between(0, 1).all() and predictions["image"].is_unique):
+            raise ValueError("probabilities that are not from 0 to 1, or an image twice")
     except FileNotFoundError as error:
         return Result(name, evaluation, training, labels, None, f"{path}: {error.strerror or 'no such file'}")
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{name}: {path} is not as dvc repro writes it: {error!r}") from error
     counts = bootstrap.tally(predictions, occurring_labels(predictions)).sum(axis=0)
     if not np.allclose(bootstrap.scores(counts), known, rtol=0, atol=1e-5):

@@ -20,7 +20,7 @@ AGAIN = "remove its folder and run dvc repro to make it again"
 
 
 def write(path: Path, images: list[str], arrays: Mapping[str, np.ndarray]) -> None:
-    """Write one chunk: the images' names and, for each dataset, one row an image. Uncompressed and contiguous.
+    """Write one chunk: the images' names and, for each dataset, one row per image. Uncompressed and contiguous.
 
     Raises:
         UserError: the system refused to write.
@@ -55,6 +55,13 @@ def names(path: Path) -> list[str]:
     """
     with _opened(path) as file:
         return _names(file)
+
+
+def check(path: Path, dataset: str) -> None:
+    """Raise a `UserError` if a chunk file is damaged, or has not one row of the dataset per image."""
+    with _opened(path) as file:
+        if len(file[dataset]) != len(file[NAMES]):
+            raise UserError(f"{path}: {len(file[dataset])} rows of {dataset}, {len(file[NAMES])} images; {AGAIN}")
 
 
 def read(path: Path, dataset: str) -> tuple[list[str], np.ndarray]:

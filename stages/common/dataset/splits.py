@@ -21,7 +21,7 @@ def video_keys(images: pd.Series, videos: pd.Series) -> pd.Series:
         videos: numbers as str, empty where there is none.
 
     Returns:
-        One key an image, str.
+        One key per image, str.
     """
     return videos.where(videos != "", "image " + images)
 

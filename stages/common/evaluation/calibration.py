@@ -30,7 +30,7 @@ def calibration_error(probabilities: np.ndarray, correct: np.ndarray) -> float:
     """Expected calibration error (Guo et al., On calibration of modern neural networks, ICML 2017).
 
     The mean distance, over the images, of the predicted label's probability from the fraction of correct predictions
-    among the images of its bin. With few images a bin it is biased upwards.
+    among the images of its bin. With few images per bin it is biased upwards.
 
     Args:
         probabilities: of the predicted labels, (n,) float, 0 to 1.

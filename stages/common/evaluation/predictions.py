@@ -13,10 +13,10 @@ COLUMNS = ["image", "video", "label", "prediction", "probability"]
 
 
 def prediction_table(images: pd.DataFrame, probabilities: np.ndarray, labels: list[str]) -> pd.DataFrame:
-    """The columns of `images`, then prediction, probability, and one column a label.
+    """The columns of `images`, then prediction, probability, and one column per label.
 
     Args:
-        images: one row an image.
+        images: one row per image.
         probabilities: (images, labels) float.
         labels: names of the columns of `probabilities`.
     """
@@ -27,7 +27,7 @@ def prediction_table(images: pd.DataFrame, probabilities: np.ndarray, labels: li
 
 
 def parse_predictions(file: Path | TextIO) -> pd.DataFrame:
-    """The table that infer writes: `COLUMNS`, all str but the probability, and one column a label, float.
+    """The table that infer writes: `COLUMNS`, all str but the probability, and one column per label, float.
 
     Raises:
         ValueError: it is not such a table.

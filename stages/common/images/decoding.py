@@ -107,12 +107,14 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
+    if image.mode == "RGB" and not image.has_transparency_data:
         return image
     if image.mode.startswith("I;16") or image.mode == "I":
         # Pillow's own conversion clips 16-bit values at 255.
         values = np.asarray(image).astype(np.int64)
-        if not 0 <= values.min() <= values.max() <= 65535:
+        # PPM's are scaled to 16 bits. TIFF's say nothing of their range: 200 may be bright, or nearly black.
+        smallest = 256 if image.mode == "I" and image.format == "TIFF" else 0
+        if not (values.min() >= 0 and smallest <= values.max() <= 65535):
             raise DecodeError("32-bit pixels, whose range is unknown")
         if isinstance(transparent := image.info.get("transparency"), int):
             values = np.where(values == transparent, 65535, values)

@@ -37,13 +37,13 @@ def download(url: str, path: Path, stage: str, pause: float = 2.0) -> None:
         before = part.stat().st_size if part.exists() else 0
         try:
             _fetch(url, part, stage)
-        except UnicodeError as error:
-            raise UserError(f"{url}: not an address ({error}); expected http:// or https:// and a host") from error
         except requests.RequestException as error:
             failures = 1 if part.exists() and part.stat().st_size > before else failures + 1
             if failures >= MAX_FAILURES or not _is_worth_a_retry(error):
                 raise UserError(f"{url}: {_reason(error)}; the part received is kept: run again to resume") from error
             time.sleep(pause * 2 ** (failures - 1))
+        except ValueError as error:  # urllib3 and the codec of host names have types of their own
+            raise UserError(f"{url}: not an address ({error}); expected http:// or https:// and a host") from error
         except OSError as error:
             raise write_error(part, error) from error
         else:
@@ -85,6 +85,8 @@ def _is_worth_a_retry(error: requests.RequestException) -> bool:
 
 
 def _reason(error: requests.RequestException) -> str:
+    if isinstance(error, requests.exceptions.InvalidURL):
+        return f"not an address ({error})"
     if error.response is not None:
         return f"the server answers {error.response.status_code} {error.response.reason}"
     return f"no answer or a broken connection ({type(error).__name__})"

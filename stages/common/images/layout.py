@@ -46,7 +46,7 @@ def is_inside(name: str) -> bool:
 
 
 def has_control_characters(text: str) -> bool:
-    """Whether `text` has control characters or lone surrogates, which no text file with one name a line can hold."""
+    """Whether `text` has control characters or lone surrogates, which no text file with one name per line can hold."""
     return bool(re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", text))
 
 

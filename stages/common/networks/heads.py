@@ -24,7 +24,7 @@ def make_head(kind: str, labels: int, dropout: float, l2: float, features: Itera
         features: blocks, (any, channels), of the training images' pooled features, none negative. Head softmax
             standardises by them.
     """
-    layers = _convolutions() if kind == "conv" else _standardised(features)
+    layers = {"softmax": lambda: _standardised(features), "conv": _convolutions}[kind]()
     regularizer = keras.regularizers.L2(l2) if l2 else None
     return _sequence(
         *layers,

@@ -10,12 +10,15 @@ from pathlib import Path
 from stages.common.runtime.backend import keras
 from stages.common.runtime.errors import UserError, short
 from stages.common.runtime.files import new_file
+from stages.common.runtime.tracked import refuse_edited
 
 METADATA = "metadata.json"
 # A thousand labels of a thousand characters; a larger file is made to fill the memory.
 MAX_METADATA = 1 << 20
+# Weights hardly compress: a member of the archive that expands more than this is made to fill the memory.
+MAX_GROWTH = 20
 # Values of one image in a layer's output: a hostile file can ask for more than the memory has. VGG16 at 1024 pixels has 2^26.
-MAX_VALUES = 1 << 28
+MAX_VALUES = 1 << 26
 # The layer of a whole model whose output the head takes.
 FEATURES = "features"
 
@@ -65,7 +68,9 @@ def load(path: Path) -> tuple[keras.Model, list[str]]:
     """
     if not path.is_file():
         raise UserError(f"{path}: no such model; make it with dvc repro, or name an existing one")
+    refuse_edited(path)
     try:
+        _check_growth(path)
         labels = _read_labels(path)
     except Exception as error:  # the file can contain anything
         reason = str(error) if isinstance(error, TypeError) else f"{type(error).__name__}: {error}"
@@ -85,6 +90,14 @@ def load(path: Path) -> tuple[keras.Model, list[str]]:
     return model, labels
 
 
+def _check_growth(path: Path) -> None:
+    """Raise a `TypeError` if a member of the archive expands to far more than it takes."""
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.file_size > MAX_GROWTH * member.compress_size + MAX_METADATA:
+                raise TypeError(f"its {member.filename} expands to {member.file_size:,} bytes")
+
+
 def _check_size(path: Path) -> None:
     """Raise a `ValueError` if building the model would allocate much more than the file's size, or huge outputs."""
     with zipfile.ZipFile(path) as archive:
@@ -102,7 +115,7 @@ def _check_size(path: Path) -> None:
     shapes = [tensor.shape[1:] for layer in skeleton.layers for tensor in keras.tree.flatten(layer.output)]
     largest = max((math.prod(shape) for shape in shapes if None not in shape), default=0)
     if largest > MAX_VALUES:
-        raise ValueError(f"a layer has {largest:,} values an image; expected at most {MAX_VALUES:,}")
+        raise ValueError(f"a layer has {largest:,} values per image; expected at most {MAX_VALUES:,}")
 
 
 def _read_labels(path: Path) -> list[str]:

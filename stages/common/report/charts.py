@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from stages.common.evaluation.calibration import reliability
+from stages.common.runtime import workers
 
 
 @dataclass(frozen=True)
@@ -103,15 +104,18 @@ def draw(figures: Sequence[Figure]) -> list[str | None]:
     They are drawn by V8, which reserves address space without bound and aborts its process if it gets none, as under
     `ulimit -v`: therefore in a process of its own.
     """
-    with ProcessPoolExecutor(1, initializer=_quiet) as pool:
+    with ProcessPoolExecutor(1, initializer=_prepare) as pool:
         try:
-            return list(pool.map(_svg, [figure.chart for figure in figures]))
+            with workers.starting():
+                drawn = pool.map(_svg, [figure.chart for figure in figures])
+            return list(drawn)
         except BrokenProcessPool:
             print("report: warning: the figures could not be drawn (ulimit -v?): the page has their numbers only")
             return [None] * len(figures)
 
 
-def _quiet() -> None:
+def _prepare() -> None:
+    workers.prepare()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # V8 prints where it aborts
 
 

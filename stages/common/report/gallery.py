@@ -47,7 +47,7 @@ def galleries(predictions: pd.DataFrame, labels: list[str], read: Read) -> dict[
         read: returns the pixels of images by their names, (n, size, size, 3) uint8.
 
     Returns:
-        mistakes and hits, lists of pictures; groups, one a label with its own mistakes and hits; and omitted, the number
+        mistakes and hits, lists of pictures; groups, one per label with its own mistakes and hits; and omitted, the number
         of labels without a group.
     """
     order = predictions.sort_values(["probability", "image"], ascending=[False, True])

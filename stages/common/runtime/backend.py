@@ -48,15 +48,18 @@ try:
         import keras
 
         if keras.backend.backend() not in ("tensorflow", "jax"):
-            raise ValueError("this backend can't train")
+            raise ValueError(f"the backend {keras.backend.backend()} of keras.json or KERAS_BACKEND can't train")
         DEVICES = keras.distribution.list_devices()
 except (ImportError, ValueError) as error:
     fail(
         f"KERAS_BACKEND is {os.environ.get('KERAS_BACKEND', 'not set')!r}: {error}; expected tensorflow or jax, installed"
     )
 
-except OSError as error:
-    fail(f"Keras can't be imported: {error}; free disk space, or set TMPDIR to a folder that can be written")
+except (OSError, SystemError, MemoryError) as error:
+    fail(
+        f"Keras can't be imported: {error}; free disk space, set TMPDIR to a folder that can be written, or raise the "
+        "memory limit (ulimit -v)"
+    )
 
 # The networks are written for these, whatever the user's keras.json says.
 keras.config.set_image_data_format("channels_last")

@@ -26,6 +26,7 @@ SYSTEM_FAULTS = {
     errno.ENOMEM,
     errno.ESTALE,
     errno.ETIMEDOUT,
+    errno.ENAMETOOLONG,
 }
 
 

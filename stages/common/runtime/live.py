@@ -8,7 +8,7 @@ from stages.common.runtime.paths import LIVE_CURVES
 
 
 def live_curves() -> Callable[[dict[str, Any]], None]:
-    """A function that takes one row an epoch and adds its floats to the curves; curves of an earlier run are removed.
+    """A function that takes one row per epoch and adds its floats to the curves; curves of an earlier run are removed.
 
     If the files can't be written, it prints one warning and training continues.
     """

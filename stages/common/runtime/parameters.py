@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import AliasEvent
 
 from stages.common.runtime import paths
@@ -151,6 +151,8 @@ def parse_yaml(text: str | bytes) -> Any:
             raise ValueError("aliases (*name) are not allowed")
         return YAML(typ="safe").load(text)
     except (YAMLError, RecursionError) as error:
+        if isinstance(error, MarkedYAMLError):
+            error.note = None  # ruamel's advice on how to allow repeated keys
         raise ValueError(str(error)) from error
 
 

@@ -63,8 +63,17 @@ def validation(model: str) -> Path:
 
 
 def timing(model: str) -> Path:
-    """The folder of what depends on the machine: train.json and, for pretrained models, features.json."""
+    """The folder of the measurements of stages: those below, which depend on the machine."""
     return Path(f"models/{model}/timing")
+
+
+def train_timing(model: str) -> Path:
+    return timing(model) / "train.json"
+
+
+def features_timing(model: str) -> Path:
+    """Only pretrained models have it."""
+    return timing(model) / "features.json"
 
 
 def curves(model: str) -> Path:

@@ -83,7 +83,7 @@ def unfinished(pieces: Iterable[Path], stage: str, unit: str, check: Callable[[P
             except Exception as error:  # each format has its own types for a damaged file
                 if isinstance(error, OSError) and error.errno in SYSTEM_FAULTS:
                     raise
-                piece.unlink()
+                remove(piece)
                 print(f"{stage}: discarded the damaged {piece.name} ({short(error)})")
     left = [piece for piece in pieces if not piece.exists()]
     if len(left) < len(pieces):

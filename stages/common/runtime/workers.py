@@ -15,7 +15,7 @@ from stages.common.runtime.errors import STOP_SIGNALS, UserError
 def prepare() -> None:
     """Make this worker end at once, silently, when it is told to stop and when its parent has died.
 
-    A worker whose parent was killed would otherwise wait for work for ever.
+    A worker whose parent was killed would otherwise wait for work forever.
     """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_DFL)

@@ -13,7 +13,7 @@ def class_weights(counts: np.ndarray) -> np.ndarray:
     """Weights inversely proportional to the labels' images, whose mean over the images is 1; 0 for a label without images.
 
     Args:
-        counts: training images a label, (labels,) int.
+        counts: training images per label, (labels,) int.
 
     Returns:
         (labels,) float32.
@@ -24,13 +24,13 @@ def class_weights(counts: np.ndarray) -> np.ndarray:
 
 
 def make_loss(imbalance: str, counts: np.ndarray) -> Loss:
-    """The loss of (n, labels) one-hot targets and (n, labels) logits; the functions return (n,) float32, a value an image.
+    """The loss of (n, labels) one-hot targets and (n, labels) logits; the functions return (n,) float32, a value per image.
 
     Args:
         imbalance: none | class_weight | focal (Lin et al., Focal Loss for Dense Object Detection, ICCV 2017, gamma 2, with
-            a weight a label as alpha: a scalar alpha balances nothing between many labels) | logit_adjustment
+            a weight per label as alpha: a scalar alpha balances nothing between many labels) | logit_adjustment
             (Menon et al., Long-tail learning via logit adjustment, ICLR 2021, tau 1).
-        counts: training images a label, (labels,) int.
+        counts: training images per label, (labels,) int.
     """
     weights = class_weights(counts)
     # A label without training images gets the prior of half an image, so that its logarithm exists.

@@ -17,7 +17,7 @@ from stages.common.dataset.chunks import Rows
 from stages.common.evaluation.scores import f1
 from stages.common.runtime.backend import keras
 from stages.common.runtime.errors import SYSTEM_FAULTS, UserError, short
-from stages.common.runtime.files import new_file
+from stages.common.runtime.files import new_file, remove
 from stages.common.runtime.progress import progress
 from stages.common.training.batches import Batches, Part, Shuffle
 from stages.common.training.losses import make_loss
@@ -69,9 +69,9 @@ class Trainer:
 
     Attributes:
         stage: for messages.
-        folder: of checkpoints, one a phase. Everything that the phases depend on must belong to this folder.
+        folder: of checkpoints, one per phase. Everything that the phases depend on must belong to this folder.
         show: is called with each row of `epochs` at once.
-        epochs: one row an epoch of all phases so far. `loss` is what was minimised, penalties and weights included;
+        epochs: one row per epoch of all phases so far. `loss` is what was minimised, penalties and weights included;
             `validation_loss` is plain cross-entropy.
         images: trained on, counted once an epoch.
         seconds: of all epochs, those of interrupted runs included.
@@ -112,7 +112,7 @@ class Trainer:
             except Exception as error:  # zip, NumPy and JSON have many types for a damaged file
                 if isinstance(error, OSError) and error.errno in SYSTEM_FAULTS:
                     raise
-                checkpoint.unlink()
+                remove(checkpoint)
                 print(f"{self.stage}: discarded a damaged checkpoint ({short(error)}): phase {phase.name} starts again")
             for row in done.epochs:
                 self.show(row)
@@ -212,6 +212,12 @@ def _restore(model: keras.Model, path: Path) -> tuple[_Progress, list[np.ndarray
     expected = [*model.weights, *model.weights, *model.optimizer.variables]
     if [array.shape for array in (*weights, *best, *optimizer)] != [variable.shape for variable in expected]:
         raise ValueError("its arrays have other shapes than the model's")
+    if (
+        not isinstance(done.best, float)
+        or not isinstance(done.seconds, float)
+        or not all("epoch" in row for row in done.epochs)
+    ):
+        raise ValueError("its record of the epochs is not one")
     model.set_weights(weights)
     for variable, value in zip(model.optimizer.variables, optimizer, strict=True):
         variable.assign(value)
