@@ -223,3 +223,12 @@ def test_resuming_keeps_whole_chunks_and_makes_damaged_ones_again(
     after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "chunks").iterdir()}
     assert sorted(after) == ["00000.h5", "00001.h5", "00002.h5"]
     assert {name: after[name] for name in before} == before
+
+
+@pytest.mark.parametrize("content", ["", "null", "[]", "{"])
+def test_a_damaged_list_of_bad_images_is_made_again(drawn: Path, tmp_path: Path, content: str) -> None:
+    names = [*sorted(path.name for path in (drawn / "images").iterdir())[:5], "absent.jpg"]
+    expected = chunked_resize.resize(names, drawn / "images", 40, 3, tmp_path, 1)
+    assert list(expected) == ["absent.jpg"]
+    (tmp_path / "00001.bad.json").write_text(content)
+    assert chunked_resize.resize(names, drawn / "images", 40, 3, tmp_path, 1) == expected

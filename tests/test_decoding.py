@@ -185,13 +185,13 @@ def test_the_photograph_of_a_large_camera_is_decoded(tmp_path: Path, orientation
     assert (decode(tmp_path / "a.jpg", 48) == 77).all()
 
 
-@pytest.mark.parametrize(("value", "grey"), [(0, 0), (30000, 117), (65535, 255)])
+@pytest.mark.parametrize(("value", "grey"), [(256, 1), (30000, 117), (65535, 255)])
 def test_32_bit_pixels_of_a_16_bit_range_are_scaled(tmp_path: Path, value: int, grey: int) -> None:
     Image.fromarray(np.full((50, 50), value, np.int32)).save(tmp_path / "a.tif")
     assert (decode(tmp_path / "a.tif", 32) == grey).all()
 
 
-@pytest.mark.parametrize("value", [65536, 2**31 - 1, -1])
+@pytest.mark.parametrize("value", [0, 200, 65536, 2**31 - 1, -1])
 def test_32_bit_pixels_of_an_unknown_range_are_refused(tmp_path: Path, value: int) -> None:
     Image.fromarray(np.full((50, 50), value, np.int32)).save(tmp_path / "a.tif")
     with pytest.raises(DecodeError, match="32-bit pixels, whose range is unknown"):
@@ -229,3 +229,12 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path: Path) -> 
     Image.new("L", (18_000, 17_000)).save(tmp_path / "bomb.jpg")
     with pytest.raises(DecodeError, match=r"18000x17000 pixels; expected at most 300,000,000"):
         decode(tmp_path / "bomb.jpg", 32)
+
+
+def test_the_transparent_colour_of_an_rgb_png_is_not_seen(tmp_path: Path) -> None:
+    image = Image.new("RGB", (64, 64), (255, 0, 0))
+    image.paste((0, 0, 255), (0, 0, 32, 64))
+    image.save(tmp_path / "a.png", transparency=(255, 0, 0))
+    pixels = decode(tmp_path / "a.png", 64)
+    assert (pixels[:, -16:] == 255).all()
+    assert (pixels[:, :16] == (0, 0, 255)).all()

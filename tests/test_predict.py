@@ -181,3 +181,24 @@ def test_without_a_path_it_shows_its_usage(monkeypatch: pytest.MonkeyPatch, caps
         run(monkeypatch)
     assert caught.value.code == 2
     assert capsys.readouterr().err.startswith("usage: python -m commands.predict")
+
+
+def test_the_table_can_be_piped_to_another_program(photos: Path) -> None:
+    command = f"{sys.executable} -m commands.predict photos --csv >(cut -d, -f1 > names.txt); sleep 1"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run(["bash", "-c", command], cwd=photos.parent, env=environment, check=True, capture_output=True)
+    assert (photos.parent / "names.txt").read_text().splitlines()[0] == "image"
+
+
+def test_the_table_does_not_replace_an_image(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (photos / "ü 1.jpg").read_bytes()
+    with pytest.raises(UserError, match="--csv is 'photos/ü 1.jpg', one of the images"):
+        run(monkeypatch, "photos", "--csv", "photos/ü 1.jpg")
+    assert (photos / "ü 1.jpg").read_bytes() == before
+
+
+def test_a_model_of_maps_is_refused(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = keras.Input((72, 72, 3), dtype="uint8")
+    save(keras.Model(images, keras.layers.Dense(2)(images)), Path("maps.keras"), ["a", "b"])
+    with pytest.raises(UserError, match=r"maps.keras: 2 labels for an output of \(72, 72, 2\)"):
+        run(monkeypatch, "photos", "--model", "maps.keras")

@@ -186,3 +186,14 @@ def test_a_model_without_features_has_no_head(small: Path) -> None:
     model, _ = load(small)
     with pytest.raises(UserError, match="the model scratch has no layer features; train it again with dvc repro"):
         head_of(model)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.weights.h5", "more"])
+def test_an_archive_that_expands_is_refused_before_it_is_read(small: Path, name: str) -> None:
+    with zipfile.ZipFile(small) as archive:
+        contents = {each: archive.read(each) for each in archive.namelist()}
+    with zipfile.ZipFile(small, "w", zipfile.ZIP_DEFLATED) as archive:
+        for each, content in (contents | {name: contents.get(name, b"") + b" " * (64 << 20)}).items():
+            archive.writestr(each, content)
+    with pytest.raises(UserError, match=rf"not a model of this project \(its {name} expands to [\d,]+ bytes\)"):
+        load(small)
