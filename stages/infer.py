@@ -27,7 +27,7 @@ BATCH = 32
 def probabilities(model: keras.Model, rows: Rows, images: list[str], folder: Path, stage: str) -> np.ndarray:
     """The model's probabilities for `images`, (images, labels) float64, resuming from the batches in `folder`."""
     batches = {folder / f"{start:06d}.npz": images[start : start + BATCH] for start in range(0, len(images), BATCH)}
-    left = unfinished(batches, stage, "batches", _load)
+    left = unfinished(batches, stage, "batches", lambda path: _check(path, len(batches[path]), model))
     with progress(len(images), stage, "image", initial=len(images) - sum(len(batches[path]) for path in left)) as bar:
         for path in left:
             values = np.asarray(model.predict_on_batch(rows.read(batches[path])))
@@ -35,6 +35,12 @@ def probabilities(model: keras.Model, rows: Rows, images: list[str], folder: Pat
                 np.savez(file, values)  # not np.save: it does not notice a full disk
             bar.update(len(values))
     return np.concatenate([_load(path) for path in batches]).astype(np.float64)
+
+
+def _check(path: Path, images: int, model: keras.Model) -> None:
+    """Raise a `ValueError` unless a finished batch has the probabilities of so many images."""
+    if (shape := _load(path).shape) != (images, model.output_shape[-1]):
+        raise ValueError(f"an array of {shape}")
 
 
 def _load(path: Path) -> np.ndarray:

@@ -422,3 +422,16 @@ def test_names_that_a_terminal_can_not_show_are_escaped() -> None:
 def test_an_error_does_not_control_the_terminal() -> None:
     result = run_code("raise errors.UserError('a\\x1b[2Jb \\u202e c')")
     assert result.stderr == "error: a\ufffd[2Jb \ufffd c\n"
+
+
+def test_worker_processes_that_can_not_start_are_one_line_that_says_why(workspace: Path, drawn: Path) -> None:
+    unshare = ["unshare", "-m", "sh", "-c"]
+    if subprocess.run([*unshare, "mount -t tmpfs -o ro none /dev/shm"], capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a read-only /dev/shm")
+    set_parameters(workspace / "params.yaml", {"data": str(drawn)})
+    command = f"mount -t tmpfs -o ro none /dev/shm; exec {sys.executable} -m stages.annotate"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [*unshare, command], cwd=workspace, env=environment, capture_output=True, text=True, check=False
+    )
+    assert one_line(result) == ("error: worker processes can't start (Read-only file system); make /dev/shm writable")

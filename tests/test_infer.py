@@ -73,8 +73,9 @@ def test_each_test_image_gets_the_probability_of_each_label(
     assert (table[LABELS].max(axis=1) == table["probability"]).all()
 
 
+@pytest.mark.parametrize("damage", ["cut", "shape", "folder"])
 def test_a_damaged_batch_of_an_earlier_run_is_predicted_again(
-    images: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    images: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
 ) -> None:
     model, rows = save_scratch(72), chunks.Rows(paths.RESIZED, "pixels")
     names = [f"{number % 6}.jpg" for number in range(2 * infer.BATCH + 1)]
@@ -82,7 +83,13 @@ def test_a_damaged_batch_of_an_earlier_run_is_predicted_again(
     np.testing.assert_allclose(expected, model.predict_on_batch(images)[np.arange(len(names)) % 6], atol=1e-6)
     batches = sorted(tmp_path.glob("*.npz"))
     assert len(batches) == 3
-    batches[1].write_bytes(batches[1].read_bytes()[:-30])
+    if damage == "cut":
+        batches[1].write_bytes(batches[1].read_bytes()[:-30])
+    elif damage == "shape":
+        np.savez(batches[1], np.zeros(3))
+    else:
+        batches[1].unlink()
+        batches[1].mkdir()
     capsys.readouterr()
     again = infer.probabilities(model, rows, names, tmp_path, "infer-scratch")
     np.testing.assert_array_equal(again, expected)

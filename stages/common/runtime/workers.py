@@ -1,5 +1,6 @@
 """The worker processes of a stage: how they start and end, and what a dead one means."""
 
+import errno
 import os
 import signal
 import threading
@@ -47,9 +48,14 @@ def starting() -> Iterator[None]:
 
 @contextmanager
 def dead_worker(message: str) -> Iterator[None]:
-    """Turn the death of a worker within the block into a `UserError` with this message."""
+    """Turn the death of a worker within the block into a `UserError` with this message; also that none can start."""
     try:
         yield
+    except OSError as error:
+        # The locks between processes are in /dev/shm, which the error does not name.
+        if error.filename is None and error.errno in (errno.EROFS, errno.EACCES, errno.ENOENT):
+            raise UserError(f"worker processes can't start ({error.strerror}); make /dev/shm writable") from error
+        raise
     except BrokenProcessPool as error:
         # A stop signal to all processes of the stage is about to end this one, too.
         time.sleep(1)
