@@ -143,7 +143,7 @@ def test_a_small_file_that_would_fill_the_memory_is_refused(tmp_path: Path, smal
     images = keras.Input((32, 32, 3))
     enlarged = keras.layers.GlobalAveragePooling2D()(keras.layers.UpSampling2D(20_000)(images))
     save(keras.Model(images, enlarged), tmp_path / "large.keras", ["r", "g", "b"])
-    with pytest.raises(UserError, match="large.keras: not a model .*a layer has 1,228,800,000,000 values an image"):
+    with pytest.raises(UserError, match="large.keras: not a model .*a layer has 1,228,800,000,000 values per image"):
         load(tmp_path / "large.keras")
 
 
