@@ -37,6 +37,14 @@ TINY = {
 }
 
 
+# Minutes each: started last, one of them would keep one process busy while the other is idle.
+LONGEST = ("test_killed", "test_pipeline", "test_pull_request", "test_reproducible")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _python_of_the_tests() -> Iterator[None]:
     """Stages are started as `python`: it must be the one that runs the tests."""
