@@ -55,13 +55,13 @@ def measure(photographs: Path, work: Path) -> pd.DataFrame:
         chunks.write(work / f"features/{start:06d}.h5", names, {"pooled": pooled})
     features = chunks.Rows(work / "features", "pooled")
     stored = keras.Input(features.shape)
-    head = make_head("softmax", LABELS, 0.0, 1e-3, [pooled])
+    head = make_head("softmax", LABELS, 1e-3, [pooled])
     rows.append(
         _compared(
             "head on pooled features",
             keras.Model(stored, head(stored)),
             features,
-            values.mobilenetv2.batch_size,
+            values.backbone.batch_size,
             augment=False,
         )
     )

@@ -27,11 +27,13 @@ import numpy as np
 import pandas as pd
 
 from stages import features
+from stages.common.backbones.backbone import backbone
+from stages.common.backbones.batch_norm import fold_batch_norm
+from stages.common.backbones.network import FIXED
 from stages.common.dataset import chunks
-from stages.common.networks.backbones import backbone
-from stages.common.networks.batch_norm import fold_batch_norm
 from stages.common.networks.heads import make_head
-from stages.common.networks.serialization import FEATURES, load, save
+from stages.common.networks.model_file import FEATURES
+from stages.common.networks.serialization import load, save
 from stages.common.recipes import pretrained
 from stages.common.runtime import errors, parameters, paths
 from stages.common.runtime.backend import device, keras
@@ -176,7 +178,7 @@ def tuning_rate(name: str, section: Pretrained, part: Part, source: Path, work: 
     frozen, _ = load(work / paths.backbone(name))
     pretrained.unfreeze(frozen, section.fine_tune_layers)
     pooled = chunks.Rows(work / paths.features(name), "pooled").read(part.names)
-    head = make_head("softmax", LABELS, section.dropout, section.l2 / (2 * len(pooled)), [pooled])
+    head = make_head("softmax", LABELS, section.l2 / (2 * len(pooled)), [pooled])
     pool = keras.layers.GlobalAveragePooling2D(dtype="float32", name=FEATURES)
     model = keras.Model(frozen.input, head(pool(frozen.output)))
     learning_rate = section.fine_tune_learning_rate
@@ -255,13 +257,13 @@ def measure(
     examples = chunks.Rows(source, "pixels").read(part.names[:EXAMPLES])
     lines: list[dict[str, str]] = []
     head = 0.0
-    for input_size in dict.fromkeys((scale.side, section.input_size)):
+    for input_size in dict.fromkeys((scale.side, section.pixels or FIXED[name].input_size)):
         for precision in ("float32", "bfloat16"):
             # A folder of its own for each: `chunks` keeps files open by their paths.
             with tempfile.TemporaryDirectory(dir=source.parent, prefix=f"{name}-{input_size}-{precision}-") as folder:
                 work = Path(folder)
                 keras.backend.clear_session()
-                model = backbone(name, scale.side, input_size, "random", examples, precision)
+                model = backbone(FIXED[name], scale.side, input_size, "random", examples, precision)
                 rate, batch = best_forward(fold_batch_norm(model), scale)
                 speed = rate * flop(model)
                 seconds, extracted = extraction(model, source, work / paths.features(name))

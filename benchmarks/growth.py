@@ -26,7 +26,7 @@ from matplotlib import pyplot as plt
 ROOT = Path(__file__).resolve().parent.parent
 PICTURE = Path(__file__).parent / "results" / "growth.svg"
 SIZES = (1_000, 5_000, 25_000)
-MODEL = "mobilenetv2"
+MODEL = "backbone"
 LABELS = 20
 
 NOTES = f"""

@@ -13,12 +13,13 @@ import pandas as pd
 import yaml
 
 from benchmarks.pipeline import commit, fresh_clone
+from stages.common.backbones.backbone import backbone
+from stages.common.backbones.batch_norm import fold_batch_norm
+from stages.common.backbones.catalog import NETWORKS
 from stages.common.dataset import chunks
 from stages.common.dataset.splits import read_split
-from stages.common.networks.backbones import BACKBONES, backbone
-from stages.common.networks.batch_norm import fold_batch_norm
 from stages.common.networks.heads import make_head
-from stages.common.networks.serialization import FEATURES
+from stages.common.networks.model_file import FEATURES
 from stages.common.runtime import parameters, paths
 from stages.common.runtime.backend import keras
 from stages.common.runtime.parameters import Pretrained, parse_yaml
@@ -66,7 +67,9 @@ def measure(photographs: Path, work: Path) -> pd.DataFrame:
     for row in rows:
         row["ratio"] = row["baseline"] / row["ours"]
     shutil.rmtree(clone / ".dvc/tmp", ignore_errors=True)
-    return pd.DataFrame(rows + [row for name in BACKBONES for row in _backbones(name)])
+    return pd.DataFrame(
+        rows + [row for name in ("vgg16", "xception", "mobilenetv2", "efficientnet_lite0") for row in _backbones(name)]
+    )
 
 
 def _run(folder: Path, *command: str) -> float:
@@ -97,10 +100,10 @@ def _epoch(clone: Path) -> float:
         rows = chunks.Rows(paths.RESIZED, "pixels")
         labels, train, validation = labelled_parts(read_split(), rows)
         images = rows.read(list(rows.places)[:32])
-        frozen = backbone(MODEL, rows.shape[0], section.input_size, "random", images)
+        frozen = backbone(NETWORKS[MODEL], rows.shape[0], section.pixels, "random", images)
         pooled = keras.layers.GlobalAveragePooling2D(name=FEATURES)(frozen.output)
         features = np.asarray(keras.Model(frozen.input, pooled).predict_on_batch(images))
-        head = make_head(section.head, len(labels), section.dropout, 0.0, [features])
+        head = make_head(section.head, len(labels), 0.0, [features])
         model = keras.Model(frozen.input, head(pooled))
         checkpoints = clone / "each"
         checkpoints.mkdir()
@@ -112,7 +115,9 @@ def _epoch(clone: Path) -> float:
 def _backbones(name: str) -> list[dict[str, Any]]:
     size = 224
     images = np.random.default_rng(0).integers(0, 256, (32, size, size, 3), np.uint8)
-    plain, brief = (backbone(name, size, size, "random", images, precision) for precision in ("float32", "bfloat16"))
+    plain, brief = (
+        backbone(NETWORKS[name], size, size, "random", images, precision) for precision in ("float32", "bfloat16")
+    )
     models = {"plain": plain, "float32": fold_batch_norm(plain), "bfloat16": fold_batch_norm(brief)}
     seconds: dict[str, list[float]] = {way: [] for way in models}
     for repetition in range(11):

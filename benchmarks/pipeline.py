@@ -37,7 +37,7 @@ def measure(_: Path, work: Path) -> pd.DataFrame:
     rows.append({"what": "first repro, all", "seconds": total, "of which importing": sum(imports.values())})
     rows.append({"what": "the same, share of importing", "share": sum(imports.values()) / total, "target": "< 0.25"})
     empty = empty_copy(clone, work / "empty")
-    for command in (["repro"], ["exp", "run", "-S", "model=mobilenetv2"]):
+    for command in (["repro"], ["exp", "run", "-S", "model=backbone"]):
         for folder in (clone, empty):  # once, to fill the cache
             _run(folder, "dvc", *command)
         ours, theirs = _in_turn(clone, empty, command)

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from stages.common.backbones.backbone import backbone, inline
+from stages.common.backbones.batch_norm import fold_batch_norm
+from stages.common.backbones.network import FIXED, Network
 from stages.common.dataset import chunks
-from stages.common.networks.backbones import backbone
-from stages.common.networks.batch_norm import fold_batch_norm
 from stages.common.networks.serialization import save
 from stages.common.runtime import errors, parameters, paths
 from stages.common.runtime.arguments import model_argument
@@ -20,7 +21,7 @@ from stages.common.runtime.backend import device, keras
 from stages.common.runtime.errors import UserError
 from stages.common.runtime.files import new_folder, write_json
 from stages.common.runtime.lock import lock
-from stages.common.runtime.parameters import PRETRAINED, Pretrained
+from stages.common.runtime.parameters import PRETRAINED, Backbone, Pretrained
 from stages.common.runtime.progress import progress
 from stages.common.runtime.resuming import code, fingerprint, publish, resumable, unfinished
 
@@ -29,7 +30,7 @@ BATCH = 32
 
 
 def extract(model: keras.Model, folder: Path, out: Path, dataset: str, stage: str) -> int:
-    """Run `model`, images to maps, over all chunks of `folder` into chunk files of the same names in `out`.
+    """Run `model`, images to maps or to pooled features, over all chunks of `folder` into chunk files of the same names in `out`.
 
     Existing chunks are kept. `dataset` is pooled or maps.
 
@@ -39,11 +40,12 @@ def extract(model: keras.Model, folder: Path, out: Path, dataset: str, stage: st
     Raises:
         UserError: a feature is not finite, or the system refused to write.
     """
-    model = fold_batch_norm(model)
+    model = fold_batch_norm(inline(model))
     dtype: type[np.floating] = np.float16
     if dataset == "pooled":
         dtype = np.float32
-        model = keras.Model(model.input, keras.layers.GlobalAveragePooling2D(dtype="float32")(model.output))
+        pool = keras.layers.GlobalAveragePooling2D if len(model.output.shape) == 4 else keras.layers.Identity
+        model = keras.Model(model.input, pool(dtype="float32")(model.output))
     counts = {out / path.name: len(chunks.names(path)) for path in chunks.paths(folder)}
     total, left = sum(counts.values()), unfinished(counts, stage, "chunks", lambda path: chunks.check(path, dataset))
     with progress(total, stage, "image", initial=total - sum(counts[path] for path in left)) as bar:
@@ -70,19 +72,36 @@ def main() -> None:
     stage = f"features-{name}"
     with lock(stage):
         values = parameters.load()
-        print(f"{stage}: {values.initial_weights} weights, on {device()}")
-        _run(stage, name, getattr(values, name), values.initial_weights)
+        section = getattr(values, name)
+        weights = values.initial_weights(name)
+        network = _network(name, section)
+        print(f"{stage}: {network.name}, {weights} weights, on {device()}")
+        _run(stage, name, section, network, weights)
 
 
-def _run(stage: str, name: str, section: Pretrained, weights: str) -> None:
+def _network(name: str, section: Pretrained) -> Network:
+    if isinstance(section, Backbone):
+        # Imported here: a new line in the table must not run VGG16 over all images again.
+        from stages.common.backbones.catalog import find
+
+        return find(section.name)
+    return FIXED[name]
+
+
+def _run(stage: str, name: str, section: Pretrained, network: Network, weights: str) -> None:
     start = time.perf_counter()
-    inputs = fingerprint([*chunks.paths(paths.RESIZED), Path(weights)])
-    depends = section.input_size, section.precision, section.features, weights, inputs
+    files = [Path(weights), *sorted(Path(network.name).rglob("*"))] if network.source == "hub" else [Path(weights)]
+    inputs = fingerprint([*chunks.paths(paths.RESIZED), *files])
+    depends = network, section.pixels, section.precision, section.features, weights, inputs
     with resumable(paths.features(name), code(), device(), *depends) as folder:
         earlier = _seconds(folder)
         rows = chunks.Rows(paths.RESIZED, "pixels")
         examples = rows.read(list(rows.places)[:BATCH])
-        model = backbone(name, rows.shape[0], section.input_size, weights, examples, section.precision)
+        model = backbone(network, rows.shape[0], section.pixels, weights, examples, section.precision)
+        if section.features == "maps" and len(model.output.shape) != 4:
+            raise UserError(
+                f"{stage}: {network.name} has no feature maps, which head conv needs; set {name}.head to softmax"
+            )
         images = extract(model, paths.RESIZED, folder, section.features, stage)
         file = folder / paths.backbone(name).name
         save(model, file, [])

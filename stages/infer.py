@@ -1,19 +1,21 @@
 """A trained model on the test part: models/MODEL/predictions.csv, which evaluate scores.
 
-If the backbone is as it was, it predicts from the stored features: a sweep over heads never runs the backbone again.
+If the backbone is as it was, it predicts from the stored features: a sweep over heads never runs the backbone again. A linear
+head needs no Keras for that.
 """
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from stages.common.dataset.chunks import Rows
 from stages.common.dataset.splits import images_of, labels_of, read_split
 from stages.common.evaluation.predictions import prediction_table
-from stages.common.networks.serialization import head_of, load
+from stages.common.networks.model_file import load_linear_head
 from stages.common.runtime import errors, parameters, paths
 from stages.common.runtime.arguments import model_argument
-from stages.common.runtime.backend import device, keras
 from stages.common.runtime.errors import UserError
 from stages.common.runtime.files import new_file, write_csv
 from stages.common.runtime.lock import lock
@@ -24,22 +26,33 @@ from stages.common.runtime.resuming import code, fingerprint, resumable, unfinis
 BATCH = 32
 
 
-def probabilities(model: keras.Model, rows: Rows, images: list[str], folder: Path, stage: str) -> np.ndarray:
+class Model(NamedTuple):
+    """Rows, (n, *shape), to probabilities, (n, labels); where it computes, and the rows that it takes."""
+
+    predict: Callable[[np.ndarray], np.ndarray]
+    shape: tuple[int, ...]
+    labels: list[str]
+    device: str
+    folder: Path
+    dataset: str
+
+
+def probabilities(model: Model, rows: Rows, images: list[str], folder: Path, stage: str) -> np.ndarray:
     """The model's probabilities for `images`, (images, labels) float64, resuming from the batches in `folder`."""
     batches = {folder / f"{start:06d}.npz": images[start : start + BATCH] for start in range(0, len(images), BATCH)}
     left = unfinished(batches, stage, "batches", lambda path: _check(path, len(batches[path]), model))
     with progress(len(images), stage, "image", initial=len(images) - sum(len(batches[path]) for path in left)) as bar:
         for path in left:
-            values = np.asarray(model.predict_on_batch(rows.read(batches[path])))
+            values = np.asarray(model.predict(rows.read(batches[path])))
             with new_file(path) as temporary, temporary.open("wb") as file:
                 np.savez(file, values)  # not np.save: it does not notice a full disk
             bar.update(len(values))
     return np.concatenate([_load(path) for path in batches]).astype(np.float64)
 
 
-def _check(path: Path, images: int, model: keras.Model) -> None:
+def _check(path: Path, images: int, model: Model) -> None:
     """Raise a `ValueError` unless a finished batch has the probabilities of so many images."""
-    if (shape := _load(path).shape) != (images, model.output_shape[-1]):
+    if (shape := _load(path).shape) != (images, len(model.labels)):
         raise ValueError(f"an array of {shape}")
 
 
@@ -57,25 +70,36 @@ def main() -> None:
 
 def _run(name: str, section: Scratch | Pretrained) -> None:
     stage, path, out = f"infer-{name}", paths.model_file(name), paths.predictions(name)
-    model, labels = load(path)
+    model = _model(name, section, path)
     split = read_split()
-    _check_labels(labels, labels_of(split), path)
-    if isinstance(section, Pretrained) and not section.fine_tune_epochs:
-        folder, dataset = paths.features(name), str(section.features)
-        model = head_of(model)
-    else:
-        folder, dataset = paths.RESIZED, "pixels"
-    rows = Rows(folder, dataset)
-    if model.input_shape[1:] != rows.shape:
+    _check_labels(model.labels, labels_of(split), path)
+    rows = Rows(model.folder, model.dataset)
+    if model.shape != rows.shape:
         raise UserError(
-            f"{path} takes {dataset} of {model.input_shape[1:]}, {folder} has {rows.shape}; train again with dvc repro"
+            f"{path} takes {model.dataset} of {model.shape}, {model.folder} has {rows.shape}; train again with dvc repro"
         )
     test = images_of(split, "test", rows)
-    print(f"{stage}: {dataset} of {len(test)} test images, on {device()}")
-    inputs = fingerprint([path, *sorted(folder.iterdir())])
-    with resumable(out, code(), device(), dataset, test.to_csv(), inputs) as pieces:
+    print(f"{stage}: {model.dataset} of {len(test)} test images, on {model.device}")
+    inputs = fingerprint([path, *sorted(model.folder.iterdir())])
+    with resumable(out, code(), model.device, model.dataset, test.to_csv(), inputs) as pieces:
         predicted = probabilities(model, rows, list(test["image"]), pieces, stage)
-        write_csv(out, prediction_table(test[["image", "video", "label"]], predicted, labels))
+        write_csv(out, prediction_table(test[["image", "video", "label"]], predicted, model.labels))
+
+
+def _model(name: str, section: Scratch | Pretrained, path: Path) -> Model:
+    """The model in `path`, or its head alone if the features of its backbone are stored."""
+    stored = section if isinstance(section, Pretrained) and not section.fine_tune_epochs else None
+    if stored and stored.features == "pooled":
+        head, labels = load_linear_head(path)
+        return Model(head.probabilities, head.mean.shape, labels, "NumPy", paths.features(name), "pooled")
+    # Imported here: it takes seconds, and a linear head does not need it.
+    from stages.common.networks.serialization import head_of, load
+    from stages.common.runtime.backend import device
+
+    whole, labels = load(path)
+    model = head_of(whole) if stored else whole
+    folder, dataset = (paths.features(name), "maps") if stored else (paths.RESIZED, "pixels")
+    return Model(model.predict_on_batch, model.input_shape[1:], labels, device(), folder, dataset)
 
 
 def _check_labels(labels: list[str], expected: list[str], path: Path) -> None:

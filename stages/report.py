@@ -76,7 +76,7 @@ def _results(values: Parameters, cost: dict[str, Any]) -> Results:
     return Results(
         parameters=_shown_parameters(values),
         synthetic=values.uses_sample,
-        weights="random" if isinstance(values.chosen, Scratch) else values.initial_weights,
+        weights="random" if isinstance(values.chosen, Scratch) else values.initial_weights(values.model),
         commit=commit(),
         annotate=read_json(paths.ANNOTATE_METRICS),
         split=read_json(paths.SPLIT_METRICS),

@@ -15,26 +15,28 @@ from stages.common.sample.drawing import SEED, Drawing, Video
 from stages.common.sample.tables import LOOKS
 
 UNLABELLED = 0.25  # fraction of images
+MIN_SHARE = 0.0225  # of the labelled images, for the rarest categories: enough videos for each part of the split
 MIN_IMAGES = 6  # of a category
 MIN_VIDEOS = 3
-FRAMES = 4  # of a video, about
+FRAMES = 4 / 3  # of a video, about: many videos make results steadier than many frames
 
 
 def plan(images: int, generator: np.random.Generator) -> list[Video]:
-    """Divide `images` into videos: a quarter unlabelled, the rest over the categories as in MPII, each in 3 videos or more."""
+    """Divide `images` into videos: a quarter unlabelled, the rest over the categories as in MPII, but none of them rare."""
     labelled = images - round(images * UNLABELLED)
     shares = np.array([look.images for look in LOOKS.values()], dtype=float)
-    extra = labelled - MIN_IMAGES * len(LOOKS)
+    fewest = max(MIN_IMAGES, round(MIN_SHARE * labelled))
+    extra = labelled - fewest * len(LOOKS)
     exact = shares / shares.sum() * labelled
-    wanted = np.maximum(exact - MIN_IMAGES, 0)
+    wanted = np.maximum(exact - fewest, 0)
     ideal = wanted / max(wanted.sum(), 1e-9) * extra
     counts = np.floor(ideal).astype(int)
     counts[np.argsort(counts - ideal, kind="stable")[: extra - counts.sum()]] += 1
     videos: list[Video] = []
-    for (name, look), count in zip(LOOKS.items(), counts + MIN_IMAGES, strict=True):
+    for (name, look), count in zip(LOOKS.items(), counts + fewest, strict=True):
         for number, frames in enumerate(_divided(int(count), max(MIN_VIDEOS, round(count / FRAMES)))):
             videos.append(Video(len(videos), name, number % len(look.activities), frames))
-    names = generator.choice(list(LOOKS), size=max(1, (images - labelled) // FRAMES), p=shares / shares.sum())
+    names = generator.choice(list(LOOKS), size=max(1, int((images - labelled) / FRAMES)), p=shares / shares.sum())
     for name, frames in zip(names, _divided(images - labelled, len(names)), strict=True):
         videos.append(Video(len(videos), str(name), -1, frames))
     generator.shuffle(videos)

@@ -17,7 +17,7 @@ import yaml
 
 from stages.common.dataset import chunks
 from stages.common.runtime import paths
-from stages.common.runtime.parameters import Pretrained
+from stages.common.runtime.parameters import Backbone
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -29,9 +29,10 @@ TINY = {
     "resize.chunk": 32,
     "scratch.filters": [4, 8],
     "scratch.epochs": 2,
+    "backbone.name": "mobilenetv2",  # the smallest one
     **{
         f"{model}.{key}": value
-        for model in ("vgg16", "xception", "mobilenetv2")
+        for model in ("vgg16", "xception", "backbone")
         for key, value in (("epochs", 2), ("input_size", 72))
     },
 }
@@ -187,14 +188,14 @@ def coloured_split(workspace: Path) -> pd.DataFrame:
     return pd.DataFrame({"image": names, "part": parts, "label": np.array(["a", "b", "c"])[numbers], "video": ""})
 
 
-def pretrained_section(**changes: Any) -> Pretrained:
+def pretrained_section(**changes: Any) -> Backbone:
     """The section of a pretrained model that suits `coloured_split`."""
     values = {
+        "name": "mobilenetv2",
         "input_size": 48,
         "precision": "float32",
         "head": "softmax",
         "l2": 10.0,
-        "dropout": 0.1,
         "batch_size": 8,
         "learning_rate": 0.01,
         "epochs": 6,
@@ -205,20 +206,21 @@ def pretrained_section(**changes: Any) -> Pretrained:
         "fine_tune_learning_rate": 1e-4,
         "refit": False,
     }
-    return Pretrained.model_validate(values | changes)
+    return Backbone.model_validate(values | changes)
 
 
-def extract_features(section: Pretrained) -> None:
+def extract_features(section: Backbone) -> None:
     """Write the features of data/resized by a MobileNetV2 with random weights, and the network, where train finds them."""
     from stages import features
-    from stages.common.networks.backbones import backbone
+    from stages.common.backbones.backbone import backbone
+    from stages.common.backbones.catalog import find
     from stages.common.networks.serialization import save
 
     rows = chunks.Rows(paths.RESIZED, "pixels")
     images = rows.read(list(rows.places)[: features.BATCH])
-    model = backbone("mobilenetv2", rows.shape[0], section.input_size, "random", images)
-    folder = paths.features("mobilenetv2")
+    model = backbone(find(section.name), rows.shape[0], section.pixels, "random", images)
+    folder = paths.features("backbone")
     folder.mkdir(parents=True)
-    count = features.extract(model, paths.RESIZED, folder, section.features, "features-mobilenetv2")
+    count = features.extract(model, paths.RESIZED, folder, section.features, "features-backbone")
     assert count == len(rows)
-    save(model, paths.backbone("mobilenetv2"), [])
+    save(model, paths.backbone("backbone"), [])

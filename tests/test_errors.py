@@ -29,14 +29,14 @@ ORDER = [
     "infer-scratch",
     "evaluate",
     "report",
-    "features-mobilenetv2",
-    "train-mobilenetv2",
-    "infer-mobilenetv2",
+    "features-backbone",
+    "train-backbone",
+    "infer-backbone",
 ]
 # A pretrained model reads the images only for fine-tuning. The check of params.yaml has an output only for dvc.
 UNREAD = {
-    ("train-mobilenetv2", "data/resized"),
-    ("infer-mobilenetv2", "data/resized"),
+    ("train-backbone", "data/resized"),
+    ("infer-backbone", "data/resized"),
     *((stage, "data/params.checked") for stage in ORDER),
 }
 
@@ -48,7 +48,7 @@ def inputs(stage: str) -> list[str]:
 
 
 INPUTS = [(stage, path) for stage in ORDER for path in inputs(stage)]
-INPUTS += [("train-mobilenetv2", "data/features/mobilenetv2/backbone.keras")]
+INPUTS += [("train-backbone", "data/features/backbone/backbone.keras")]
 
 
 def execute(
@@ -186,7 +186,7 @@ def test_a_wrong_command_line_shows_the_usage_and_the_known_models(workspace: Pa
     result = execute(command, workspace)
     assert result.returncode == 2
     usage, error = result.stderr.splitlines()
-    module, models = f"python -m stages.{command.split()[0]}", "vgg16,xception,mobilenetv2"
+    module, models = f"python -m stages.{command.split()[0]}", "vgg16,xception,backbone"
     models = models if command.startswith("features") else f"scratch,{models}"
     assert usage == f"usage: {module} [-h] {{{models}}}"
     assert error.startswith(f"{module}: error: {message}")

@@ -46,7 +46,7 @@ def run(name: str, monkeypatch: pytest.MonkeyPatch) -> pd.DataFrame:
 
 
 def make_features(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["features", "mobilenetv2"])
+    monkeypatch.setattr(sys, "argv", ["features", "backbone"])
     features.main()
 
 
@@ -54,11 +54,11 @@ def train_on_features(kind: str, monkeypatch: pytest.MonkeyPatch) -> keras.Model
     """Run features and train for a model with this head; the model that they leave."""
     rate = {"softmax": 0.01, "conv": 0.0003}[kind]
     changes = {"head": kind, "learning_rate": rate, "l2": 1, "imbalance": "none", "refit": False}
-    set_parameters(Path("params.yaml"), {f"mobilenetv2.{key}": value for key, value in changes.items()})
+    set_parameters(Path("params.yaml"), {f"backbone.{key}": value for key, value in changes.items()})
     make_features(monkeypatch)
-    monkeypatch.setattr(sys, "argv", ["train", "mobilenetv2"])
+    monkeypatch.setattr(sys, "argv", ["train", "backbone"])
     train.main()
-    model, _ = load(paths.model_file("mobilenetv2"))
+    model, _ = load(paths.model_file("backbone"))
     return model
 
 
@@ -77,10 +77,11 @@ def test_each_test_image_gets_the_probability_of_each_label(
 def test_a_damaged_batch_of_an_earlier_run_is_predicted_again(
     images: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
 ) -> None:
-    model, rows = save_scratch(72), chunks.Rows(paths.RESIZED, "pixels")
+    whole, rows = save_scratch(72), chunks.Rows(paths.RESIZED, "pixels")
+    model = infer.Model(whole.predict_on_batch, rows.shape, LABELS, "CPU", paths.RESIZED, "pixels")
     names = [f"{number % 6}.jpg" for number in range(2 * infer.BATCH + 1)]
     expected = infer.probabilities(model, rows, names, tmp_path, "infer-scratch")
-    np.testing.assert_allclose(expected, model.predict_on_batch(images)[np.arange(len(names)) % 6], atol=1e-6)
+    np.testing.assert_allclose(expected, whole.predict_on_batch(images)[np.arange(len(names)) % 6], atol=1e-6)
     batches = sorted(tmp_path.glob("*.npz"))
     assert len(batches) == 3
     if damage == "cut":
@@ -110,10 +111,10 @@ def test_features_give_the_same_as_the_whole_model_on_the_images(
         (0, {"softmax": "pooled", "conv": "maps"}[kind], 2e-3),
         (1, "pixels", 1e-5),
     ):
-        set_parameters(Path("params.yaml"), {"mobilenetv2.fine_tune_epochs": fine_tune_epochs})
+        set_parameters(Path("params.yaml"), {"backbone.fine_tune_epochs": fine_tune_epochs})
         capsys.readouterr()
-        table = run("mobilenetv2", monkeypatch)
-        assert f"infer-mobilenetv2: {dataset} of 6 test images" in capsys.readouterr().out
+        table = run("backbone", monkeypatch)
+        assert f"infer-backbone: {dataset} of 6 test images" in capsys.readouterr().out
         np.testing.assert_allclose(table[LABELS], expected, atol=tolerance)
 
 
@@ -130,21 +131,21 @@ def test_other_labels_than_the_models_are_refused(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.usefixtures("images")
 def test_features_of_another_kind_of_head_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     train_on_features("softmax", monkeypatch)
-    set_parameters(Path("params.yaml"), {"mobilenetv2.head": "conv"})
+    set_parameters(Path("params.yaml"), {"backbone.head": "conv"})
     with pytest.raises(UserError, match="contains no maps; make them with dvc repro"):
-        run("mobilenetv2", monkeypatch)
+        run("backbone", monkeypatch)
     make_features(monkeypatch)
-    shapes = r"takes maps of \(1280,\), data/features/mobilenetv2 has \(3, 3, 1280\)"
+    shapes = r"takes maps of \(1280,\), data/features/backbone has \(3, 3, 1280\)"
     with pytest.raises(UserError, match=f"{shapes}; train again with dvc repro"):
-        run("mobilenetv2", monkeypatch)
-    assert not paths.predictions("mobilenetv2").exists()
+        run("backbone", monkeypatch)
+    assert not paths.predictions("backbone").exists()
 
 
 @pytest.mark.usefixtures("images")
 def test_a_model_without_a_head_on_features_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    save(with_probabilities(scratch(72, 2, [4], 0.0, 2), "other"), paths.model_file("mobilenetv2"), LABELS)
-    with pytest.raises(UserError, match="the model other has no layer features; train it again with dvc repro"):
-        run("mobilenetv2", monkeypatch)
+    save(with_probabilities(scratch(72, 2, [4], 0.0, 2), "other"), paths.model_file("backbone"), LABELS)
+    with pytest.raises(UserError, match=r"model.keras: not a model of this project \(it has no layer features\)"):
+        run("backbone", monkeypatch)
 
 
 @pytest.mark.usefixtures("images")

@@ -28,13 +28,13 @@ PARAMETERS = TINY | {
     "sample.images": 320,
     "resize.size": 96,
     "resize.chunk": 16,
-    "model": "mobilenetv2",
+    "model": "backbone",
     "scratch.epochs": 6,
     "scratch.filters": [8, 8],
-    "mobilenetv2.epochs": 4,
-    "mobilenetv2.patience": 4,
-    "mobilenetv2.head": "conv",
-    "mobilenetv2.fine_tune_epochs": 4,
+    "backbone.epochs": 4,
+    "backbone.patience": 4,
+    "backbone.head": "conv",
+    "backbone.fine_tune_epochs": 4,
 }
 # In the order of the pipeline.
 ORDER = [
@@ -44,9 +44,9 @@ ORDER = [
     "split",
     "chunked-resize",
     "train-scratch",
-    "features-mobilenetv2",
-    "train-mobilenetv2",
-    "infer-mobilenetv2",
+    "features-backbone",
+    "train-backbone",
+    "infer-backbone",
     "evaluate",
     "report",
 ]
@@ -171,7 +171,7 @@ def folder(straight: Straight, tmp_path: Path) -> Path:
     return shutil.copytree(straight.folder, tmp_path / "copy")
 
 
-@pytest.mark.parametrize("stage", [stage for stage in ORDER if stage != "train-mobilenetv2"])
+@pytest.mark.parametrize("stage", [stage for stage in ORDER if stage != "train-backbone"])
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(straight: Straight, folder: Path, stage: str) -> None:
     expected = straight.digests(stage)
     generator = random.Random(stage)  # noqa: S311
@@ -266,7 +266,7 @@ def epochs(output: str) -> list[int]:
 
 
 def test_no_epoch_is_trained_again_but_the_one_that_was_lost(straight: Straight, folder: Path) -> None:
-    stage = "train-mobilenetv2"
+    stage = "train-backbone"
     seen: list[list[int]] = []
     generator = random.Random(1)  # noqa: S311
     # Within the head's epochs, between the two phases, within fine-tuning, and within what is trained again.
@@ -288,14 +288,14 @@ def test_no_epoch_is_trained_again_but_the_one_that_was_lost(straight: Straight,
     seen.append(epochs(last.output))
     for earlier, later in itertools.pairwise(seen):
         assert earlier[-1] <= later[0] <= earlier[-1] + 1
-    timing = json.loads((folder / "models/mobilenetv2/timing/train.json").read_text(encoding="utf-8"))
+    timing = json.loads((folder / "models/backbone/timing/train.json").read_text(encoding="utf-8"))
     assert seen[-1][-1] == timing["epochs"] > 8
     assert f"{stage}: resuming: 4/4 epochs of phase head done" in last.output
     assert digests(stage, folder) == straight.digests(stage)
     assert hidden(folder) == []
 
 
-@pytest.mark.parametrize("stage", ["chunked-resize", "features-mobilenetv2"])
+@pytest.mark.parametrize("stage", ["chunked-resize", "features-backbone"])
 def test_no_chunk_is_made_again(straight: Straight, folder: Path, stage: str) -> None:
     (out,) = [out for out in outs(stage) if out.parts[0] == "data"]
     pieces = folder / out.with_name(f".{out.name}.resume")
@@ -349,10 +349,10 @@ def test_a_second_process_says_which_one_holds_the_stage(straight: Straight, fol
     ("stage", "most", "named"),
     [
         ("chunked-resize", 100, "data/.resized.resume/*.h5"),
-        ("features-mobilenetv2", 1000, "data/features/.mobilenetv2.resume/*/backbone.keras"),
+        ("features-backbone", 1000, "data/features/.backbone.resume/*/backbone.keras"),
         ("train-scratch", 100, "models/scratch/.model.keras.resume/*/scratch.npz"),
-        ("infer-mobilenetv2", 1, "models/mobilenetv2/.predictions.csv.resume/*.npz"),
-        ("infer-mobilenetv2", 8, "models/mobilenetv2/predictions.csv"),
+        ("infer-backbone", 1, "models/backbone/.predictions.csv.resume/*.npz"),
+        ("infer-backbone", 8, "models/backbone/predictions.csv"),
         ("evaluate", 1, "plots/*.csv"),
     ],
 )

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from stages import params
 from stages.common.runtime import parameters
 from stages.common.runtime.errors import UserError
 from tests.conftest import ROOT, Clone, set_parameters
@@ -25,21 +26,21 @@ def written(folder: Path, text: str) -> Path:
 
 def test_committed_values_are_valid_and_frozen(tmp_path: Path) -> None:
     values = parameters.load(written(tmp_path, COMMITTED))
-    assert values.model == "scratch"
+    assert values.model == "backbone"
     assert values.uses_sample
-    assert values.chosen is values.scratch
+    assert values.chosen is values.backbone
     with pytest.raises(ValueError, match="frozen"):
         values.seed = 2
 
 
 def test_every_model_has_a_section_and_nothing_else_is_a_model() -> None:
-    assert parameters.MODELS == ("scratch", "vgg16", "xception", "mobilenetv2")
+    assert parameters.MODELS == ("scratch", "vgg16", "xception", "backbone")
 
 
 @pytest.mark.parametrize(
     ("key", "value", "allowed"),
     [
-        ("model", "resnet", "scratch, vgg16, xception, mobilenetv2"),
+        ("model", "resnet", "scratch, vgg16, xception, backbone"),
         ("model", None, "string"),
         ("target", "label", "'category' or 'activity'"),
         ("seed", "one", "integer"),
@@ -61,9 +62,9 @@ def test_every_model_has_a_section_and_nothing_else_is_a_model() -> None:
         ("scratch.dropout", float("nan"), "finite"),
         ("vgg16.imbalance", "smote", "'none', 'class_weight', 'focal' or 'logit_adjustment'"),
         ("xception.head", "dense", "'softmax' or 'conv'"),
-        ("mobilenetv2.input_size", 8, "greater than or equal to 32"),
-        ("mobilenetv2.l2", -1.0, "greater than or equal to 0"),
-        ("mobilenetv2.refit", "yes", "boolean"),
+        ("backbone.input_size", 8, "auto or an integer from 32 to 1024"),
+        ("backbone.l2", -1.0, "greater than or equal to 0"),
+        ("backbone.refit", "yes", "boolean"),
     ],
 )
 def test_a_wrong_value_is_one_line_that_names_key_value_and_what_is_allowed(
@@ -182,7 +183,8 @@ def test_the_sample_is_recognised_however_its_path_is_spelled(root: Path, spelli
     set_parameters(Path("params.yaml"), {"data": spelling.format(root=root)})
     values = parameters.load()
     assert values.uses_sample
-    assert values.initial_weights == "random"
+    assert values.initial_weights("vgg16") == "random"
+    assert values.initial_weights("backbone") == "imagenet"  # they come with a package
 
 
 @pytest.mark.parametrize("data", ["data/raw/mpii", "./data/raw/mpii/", "photos", "{root}/photos"])
@@ -190,7 +192,7 @@ def test_auto_is_imagenet_for_other_data(root: Path, data: str) -> None:
     set_parameters(Path("params.yaml"), {"data": data.format(root=root)})
     values = parameters.load()
     assert not values.uses_sample
-    assert values.initial_weights == "imagenet"
+    assert values.initial_weights("vgg16") == "imagenet"
 
 
 @pytest.mark.parametrize("data", ["data/raw/sample", "photos"])
@@ -198,7 +200,7 @@ def test_auto_is_imagenet_for_other_data(root: Path, data: str) -> None:
 def test_weights_that_are_named_stay_whatever_the_data(root: Path, data: str, weights: str) -> None:
     (root / "mine.weights.h5").touch()
     set_parameters(Path("params.yaml"), {"data": data, "weights": weights})
-    assert parameters.load().initial_weights == weights
+    assert parameters.load().initial_weights("backbone") == weights
 
 
 @pytest.mark.parametrize("data", [".", "data", "data/raw", "./data/raw/", "{root}"])
@@ -227,11 +229,25 @@ def test_parameters_are_flattened_to_dotted_keys() -> None:
     assert parameters.flatten({"a": 1, "b": {"c": [2], "d": {"e": None}}}) == {"a": 1, "b.c": [2], "b.d.e": None}
 
 
-def test_xception_refuses_images_that_its_layers_use_up(tmp_path: Path) -> None:
-    path = written(tmp_path, COMMITTED)
-    set_parameters(path, {"xception.input_size": 64})
-    with pytest.raises(UserError, match="xception.input_size is 64; it should be 71 or more"):
-        parameters.load(path)
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("xception.input_size", 64, "xception.input_size is 64; it should be auto, or 71 or more for Xception"),
+        ("backbone.name", "resnet51", "backbone.name is 'resnet51'; allowed are efficientnet_lite0, .*hub:PRESET"),
+        ("backbone.name", "hub:", "backbone.name is 'hub:'; allowed are"),
+        ("backbone.name", "hub:vit", r"backbone.name is 'hub:vit', .* pip install -r requirements-hub.txt"),
+        ("vgg16.l2", 0, "vgg16.l2 is 0; head softmax needs more than 0"),
+        ("backbone.imbalance", "focal", "backbone.imbalance is 'focal', for which head softmax has no solver"),
+    ],
+)
+def test_what_a_network_or_a_head_cannot_do_is_refused_before_any_work(
+    root: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: Any, expected: str
+) -> None:
+    (root / "data").mkdir()
+    monkeypatch.setitem(sys.modules, "keras_hub", None)
+    set_parameters(Path("params.yaml"), {key: value})
+    with pytest.raises(UserError, match=expected):
+        params.main()
 
 
 @pytest.mark.slow

@@ -157,16 +157,16 @@ def test_an_experiment_trains_its_model_alone_and_is_restored_when_repeated(agai
 
 
 def test_a_head_parameter_runs_neither_the_backbone_nor_another_model(again: Clone) -> None:
-    again.run("dvc", "exp", "run", "-S", "model=mobilenetv2")
-    head_alone = ["params", *stages_of("mobilenetv2", "train", "infer"), *END]
-    shown = again.run("dvc", "exp", "run", "-S", "mobilenetv2.learning_rate=1e-05", "-S", "mobilenetv2.l2=10")
+    again.run("dvc", "exp", "run", "-S", "model=backbone")
+    head_alone = ["params", *stages_of("backbone", "train", "infer"), *END]
+    shown = again.run("dvc", "exp", "run", "-S", "backbone.learning_rate=1e-05", "-S", "backbone.l2=10")
     assert ran(shown) == head_alone
     shown = again.run("dvc", "exp", "run", "-S", "seed=2")
     assert ran(shown) == head_alone
     # The other kind of head takes the maps: they are computed once, too.
-    shown = again.run("dvc", "exp", "run", "-S", "mobilenetv2.head=conv")
-    assert ran(shown) == ["params", *stages_of("mobilenetv2"), *END]
-    shown = again.run("dvc", "exp", "run", "-S", "mobilenetv2.dropout=0.5")
+    shown = again.run("dvc", "exp", "run", "-S", "backbone.head=conv")
+    assert ran(shown) == ["params", *stages_of("backbone"), *END]
+    shown = again.run("dvc", "exp", "run", "-S", "backbone.dropout=0.5")
     assert ran(shown) == head_alone
 
 
@@ -217,8 +217,8 @@ def _states(clone: Clone) -> list[str]:
 
 def test_a_folder_of_the_user_with_another_target_on_jax(clone: Clone, drawn: Path, tmp_path: Path) -> None:
     shutil.copytree(drawn, tmp_path / "somewhere else" / "mine")
-    clone.set(data=str(tmp_path / "somewhere else"), target="activity", model="mobilenetv2", weights="random")
-    clone.set(mobilenetv2__fine_tune_epochs=1, resize__size=32)
+    clone.set(data=str(tmp_path / "somewhere else"), target="activity", model="backbone", weights="random")
+    clone.set(backbone__fine_tune_epochs=1, resize__size=32)
     shown = clone.run("dvc", "repro", KERAS_BACKEND="jax")
     assert "data/dvc.yaml:sample" not in ran(shown)
     assert "on jax" in clone.json("metrics/training.json")["device"]
@@ -241,8 +241,8 @@ def test_real_photographs_are_learnt_well_above_the_majority(
 ) -> None:
     shutil.copytree(shared("keras"), tmp_path / "keras")
     (tmp_path / "keras").chmod(0o755)
-    clone.set(data=str(shared("mpii/actions10")), target="activity", model="mobilenetv2")
-    clone.set(resize__size=224, mobilenetv2__epochs=15, mobilenetv2__input_size=224)
+    clone.set(data=str(shared("mpii/actions10")), target="activity", model="backbone")
+    clone.set(resize__size=224, backbone__epochs=15, backbone__input_size=224)
     clone.run("dvc", "repro", KERAS_HOME=str(tmp_path / "keras"))
     evaluation = clone.json("metrics/evaluation.json")
     labels = pd.read_csv(clone.path / "plots/labels.csv")

@@ -23,10 +23,10 @@ WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 
 @pytest.fixture(scope="module")
 def origin(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """A repository with results on `main`, and with those of another model on the branch `mobilenetv2`."""
+    """A repository with results on `main`, and with those of another model on the branch `backbone`."""
     clone = make_clone(tmp_path_factory.mktemp("pull-request") / "origin")
     clone.run("git", "branch", "-M", "main")
-    for model in ("scratch", "mobilenetv2"):
+    for model in ("scratch", "backbone"):
         if model != "scratch":
             clone.run("git", "checkout", "-qb", model)
             clone.set(model=model)
@@ -37,8 +37,8 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Clone:
 
 
 def fresh(origin: Clone, folder: Path) -> Clone:
-    """A clone as a runner has it: without DVC's cache, on the branch `mobilenetv2`."""
-    origin.run("git", "clone", "-q", "--branch", "mobilenetv2", str(origin.path), str(folder / "clone"))
+    """A clone as a runner has it: without DVC's cache, on the branch `backbone`."""
+    origin.run("git", "clone", "-q", "--branch", "backbone", str(origin.path), str(folder / "clone"))
     clone = Clone(folder / "clone")
     clone.run("git", "config", "user.name", "Test")
     clone.run("git", "config", "user.email", "test@example.org")
@@ -58,11 +58,11 @@ def test_a_good_pull_request_is_reproduced_and_compared(origin: Clone, tmp_path:
     before = clone.run("git", "for-each-ref")
     report = check(clone, ok=True)
     assert "dvc.lock is up to date" in report
-    assert "The committed results of mobilenetv2 are reproduced exactly." in report
-    assert re.search(r"\| params.yaml *\| model *\| scratch *\| mobilenetv2 *\|", report)
+    assert "The committed results of backbone are reproduced exactly." in report
+    assert re.search(r"\| params.yaml *\| model *\| scratch *\| backbone *\|", report)
     assert re.search(r"\| metrics/training.json *\| parameters *\|", report)
     assert re.search(r"\| Metric *\| target branch *\| HEAD *\| Change *\|", report)
-    assert "A is the target branch (scratch), B is workspace (mobilenetv2)" in report
+    assert "A is the target branch (scratch), B is workspace (backbone)" in report
     assert "95 % interval" in report
     assert "| macro F1 " in report
     assert clone.run("git", "for-each-ref") == before
@@ -99,18 +99,18 @@ def test_data_of_ones_own_are_not_reproduced_and_not_refused(origin: Clone, tmp_
 @pytest.mark.slow
 def test_parameters_that_were_not_run_are_refused_with_the_stages_that_would_run(origin: Clone, tmp_path: Path) -> None:
     clone = fresh(origin, tmp_path)
-    clone.set(mobilenetv2__l2=7)
+    clone.set(backbone__l2=7)
     clone.run("git", "commit", "-qam", "Another penalty, not run")
     report = check(clone, ok=False)
     stages = re.findall(r"^- `(.*)`$", report, flags=re.MULTILINE)
     assert stages == [
         "params",
-        "models/dvc.yaml:train-mobilenetv2",
-        "models/dvc.yaml:infer-mobilenetv2",
+        "models/dvc.yaml:train-backbone",
+        "models/dvc.yaml:infer-backbone",
         "evaluate",
         "report",
     ]
-    assert re.search(r"mobilenetv2.l2 *\| 100 *\| 7 *\|", report)
+    assert re.search(r"backbone.l2 *\| 100 *\| 7 *\|", report)
     assert "No interval and no p-value" in report
     assert not (clone.path / "data/raw/sample").exists()
 
@@ -199,7 +199,7 @@ def test_a_part_that_fails_is_in_the_report(origin: Clone, tmp_path: Path) -> No
 @pytest.mark.slow
 def test_a_target_that_is_not_up_to_date_is_reported(origin: Clone, tmp_path: Path) -> None:
     clone = fresh(origin, tmp_path)
-    clone.set(mobilenetv2__l2=7)
+    clone.set(backbone__l2=7)
     clone.run("git", "commit", "-qam", "Not run")
     clone.run("git", "update-ref", "refs/remotes/origin/main", "HEAD")
     clone.run("git", "commit", "-q", "--allow-empty", "-m", "README alone")

@@ -307,9 +307,9 @@ def test_report_writes_the_page_and_the_training_of_the_model(workspace: Path) -
 
 
 def test_the_seconds_of_the_features_are_those_of_the_chosen_model(workspace: Path) -> None:
-    write(results(["sports", "running"]), "mobilenetv2")
-    set_parameters(paths.PARAMETERS, {"model": "mobilenetv2"})
-    (paths.timing("mobilenetv2") / "features.json").write_text(json.dumps({"seconds": 100.0, "images": 900}))
+    write(results(["sports", "running"]), "backbone")
+    set_parameters(paths.PARAMETERS, {"model": "backbone"})
+    (paths.timing("backbone") / "features.json").write_text(json.dumps({"seconds": 100.0, "images": 900}))
     report.main()
     assert json.loads(paths.TRAINING.read_text())["seconds"] == 112.3
 
@@ -320,10 +320,10 @@ def test_the_seconds_of_the_features_are_those_of_the_chosen_model(workspace: Pa
         ("data/raw/sample", "scratch", "auto", "random"),
         ("photos", "scratch", "auto", "random"),
         ("photos", "scratch", "imagenet", "random"),
-        ("./data/raw/sample/", "mobilenetv2", "auto", "random"),
-        ("data/raw/sample", "mobilenetv2", "imagenet", "imagenet"),
-        ("photos", "mobilenetv2", "auto", "imagenet"),
-        ("photos", "mobilenetv2", "random", "random"),
+        ("./data/raw/sample/", "backbone", "auto", "random"),
+        ("data/raw/sample", "backbone", "imagenet", "imagenet"),
+        ("photos", "backbone", "auto", "imagenet"),
+        ("photos", "backbone", "random", "random"),
     ],
 )
 def test_the_page_tells_the_data_and_the_initial_weights_of_the_parameters(

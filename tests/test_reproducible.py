@@ -41,7 +41,7 @@ def clones(tmp_path_factory: pytest.TempPathFactory) -> list[Clone]:
     folder = tmp_path_factory.mktemp("reproducible")
     origin = make_clone(folder / "origin")
     origin.set(scratch__augment=True, scratch__dropout=0.5, resize__chunk=16)
-    heads = {"vgg16": "softmax", "xception": "conv", "mobilenetv2": "conv"}
+    heads = {"vgg16": "softmax", "xception": "conv", "backbone": "conv"}
     for model, head in heads.items():
         changes = {"dropout": 0.3, "head": head, "epochs": 2, "fine_tune_epochs": 1, "fine_tune_learning_rate": 0.001}
         origin.set(**{f"{model}__{key}": value for key, value in changes.items()})

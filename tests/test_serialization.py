@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from stages.common.backbones.backbone import backbone
+from stages.common.backbones.catalog import NETWORKS
 from stages.common.dataset.chunks import Rows
-from stages.common.networks.backbones import backbone
 from stages.common.networks.scratch import scratch
 from stages.common.networks.serialization import head_of, load, save
 from stages.common.recipes import pretrained
@@ -151,7 +152,7 @@ def test_a_small_file_that_would_fill_the_memory_is_refused(tmp_path: Path, smal
 def test_bfloat16_is_close_and_keeps_its_weights_in_float32(tmp_path: Path, noise: np.ndarray) -> None:
     pooled = []
     for precision in ("float32", "bfloat16"):
-        model = backbone("vgg16", 72, 48, "random", noise, precision)
+        model = backbone(NETWORKS["vgg16"], 72, 48, "random", noise, precision)
         save(model, tmp_path / "backbone.keras", [])
         loaded, _ = load(tmp_path / "backbone.keras")
         assert {weight.dtype for weight in loaded.weights} == {"float32"}
@@ -169,13 +170,13 @@ def test_the_head_on_stored_features_is_the_whole_model_on_images(
 ) -> None:
     section = pretrained_section(head=kind, epochs=2, fine_tune_epochs=0)
     extract_features(section)
-    trainer = Trainer("train-mobilenetv2", tmp_path)
-    logits, labels, _ = pretrained.train("mobilenetv2", section, 5, coloured_split, trainer)
-    save(with_probabilities(logits, "mobilenetv2"), paths.model_file("mobilenetv2"), labels)
-    whole, _ = load(paths.model_file("mobilenetv2"))
+    trainer = Trainer("train-backbone", tmp_path)
+    logits, labels, _ = pretrained.train("backbone", section, 5, coloured_split, trainer)
+    save(with_probabilities(logits, "backbone"), paths.model_file("backbone"), labels)
+    whole, _ = load(paths.model_file("backbone"))
     names = list(coloured_split["image"])
     expected = whole.predict_on_batch(Rows(paths.RESIZED, "pixels").read(names))
-    features = Rows(paths.features("mobilenetv2"), section.features)
+    features = Rows(paths.features("backbone"), section.features)
     head = head_of(whole)
     assert head.input_shape[1:] == features.shape
     np.testing.assert_allclose(head.predict_on_batch(features.read(names)), expected, atol=2e-3)

@@ -1,5 +1,6 @@
 """Batches, losses, the trainer, the recipes of both kinds of models, and the live curves: small, but the real Keras."""
 
+import json
 import re
 import shutil
 import tempfile
@@ -12,6 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.optimize import approx_fprime
+from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 
 from stages.common.dataset.chunks import Rows
@@ -24,6 +27,7 @@ from stages.common.runtime.backend import keras
 from stages.common.runtime.errors import UserError
 from stages.common.runtime.live import live_curves
 from stages.common.runtime.parameters import Scratch
+from stages.common.training import linear
 from stages.common.training.batches import Batches, Part, Shuffle, augment
 from stages.common.training.losses import class_weights, make_loss
 from stages.common.training.recipe import Trained
@@ -175,24 +179,50 @@ def test_each_epoch_has_all_images_in_another_order(tmp_path: Path) -> None:
     assert len({tuple(order) for order in [names, *orders]}) == 4
 
 
-def train_epochs(epochs: int, folder: Path, width: int = 8) -> list[np.ndarray]:
-    """The last weights of a phase with everything random, which resumes from a checkpoint in `folder`."""
+class InterruptedTrainingError(Exception):
+    pass
+
+
+def train_epochs(epochs: int, folder: Path, width: int = 8, interrupted: int = 0) -> list[np.ndarray]:
+    """The last weights of a phase with everything random, which resumes from a checkpoint in `folder`.
+
+    If `interrupted`, it ends in that epoch, before the checkpoint.
+    """
+
+    def show(row: dict[str, Any]) -> None:
+        if row["epoch"] == interrupted:
+            raise InterruptedTrainingError
+
     folder.mkdir(exist_ok=True)
     keras.utils.set_random_seed(2)
     model = scratch(32, 1, [width], 0.5, 3)
     part = Part([f"{number}.jpg" for number in range(24)], np.arange(24) % 3)
     examples = Examples(Rows(paths.RESIZED, "pixels"), part, None)
-    Trainer("train-scratch", folder).fit(model, examples, Phase("only", epochs, 9, 1e-2, 8, "focal", 1, augment=True))
+    phase = Phase("only", epochs, 9, 1e-2, 8, "focal", 1, augment=True)
+    Trainer("train-scratch", folder, show).fit(model, examples, phase)
     weights: list[np.ndarray] = model.get_weights()
     return weights
 
 
 @pytest.mark.usefixtures("coloured_split")
 def test_a_resumed_training_ends_with_the_weights_of_an_uninterrupted_one(tmp_path: Path) -> None:
-    before = train_epochs(2, tmp_path / "resumed")
+    with pytest.raises(InterruptedTrainingError):
+        train_epochs(4, tmp_path / "resumed", interrupted=3)
+    with np.load(tmp_path / "resumed/only.npz") as stored:
+        assert len(json.loads(str(stored["run"]))["epochs"]) == 2
     for resumed, whole in zip(train_epochs(4, tmp_path / "resumed"), train_epochs(4, tmp_path / "whole"), strict=True):
         np.testing.assert_array_equal(resumed, whole)
-    assert any((one != other).any() for one, other in zip(before, train_epochs(4, tmp_path / "whole"), strict=True))
+
+
+@pytest.mark.usefixtures("coloured_split")
+def test_the_rate_decays_to_0_over_all_epochs(tmp_path: Path) -> None:
+    part = Part([f"{number}.jpg" for number in range(24)], np.arange(24) % 3)
+    model, phase = scratch(32, 1, [4], 0.0, 3), Phase("only", 4, 9, 1e-2, 8, "none", 1)
+    rates: list[float] = []
+    Trainer("t", tmp_path, lambda row: rates.append(float(model.optimizer.learning_rate))).fit(
+        model, Examples(Rows(paths.RESIZED, "pixels"), part, None), phase
+    )
+    np.testing.assert_allclose(rates, 0.5e-2 * (1 + np.cos(np.pi * np.arange(1, 5) / 4)), atol=1e-8)
 
 
 @pytest.mark.usefixtures("coloured_split")
@@ -333,7 +363,7 @@ def test_auto_weights_follow_from_the_data_alone(workspace: Path) -> None:
     }
     for (weights, data), initial in expected.items():
         set_parameters(workspace / "params.yaml", {"weights": weights, "data": data})
-        assert parameters.load().initial_weights == initial
+        assert parameters.load().initial_weights("xception") == initial
 
 
 @pytest.mark.slow
@@ -343,8 +373,8 @@ def test_heads_learn_on_features_and_fine_tuning_keeps_it(
 ) -> None:
     section = pretrained_section(head=head)
     extract_features(section)
-    trainer = Trainer("train-mobilenetv2", tmp_path)
-    trained = pretrained.train("mobilenetv2", section, 5, coloured_split, trainer)
+    trainer = Trainer("train-backbone", tmp_path)
+    trained = pretrained.train("backbone", section, 5, coloured_split, trainer)
     assert [row["phase"] for row in trainer.epochs].count("fine-tuning") == 2
     assert [row["epoch"] for row in trainer.epochs] == list(range(1, len(trainer.epochs) + 1))
     heads = [row["validation_macro_f1"] for row in trainer.epochs if row["phase"] == "head"]
@@ -364,13 +394,20 @@ class CountingTrainer(Trainer):
         self.counts.append(len(examples.train.names))
         return super().fit(model, examples, phase, min_f1)
 
+    def record(self, model: keras.Model, examples: Examples, phase: Phase, seconds: float) -> Fit:
+        self.counts.append(len(examples.train.names))
+        return super().record(model, examples, phase, seconds)
+
 
 @pytest.mark.slow
-def test_a_refit_trains_as_many_epochs_as_were_best_on_both_parts(coloured_split: pd.DataFrame, tmp_path: Path) -> None:
-    section = pretrained_section(refit=True, epochs=4, fine_tune_epochs=2, fine_tune_learning_rate=0.01)
+@pytest.mark.parametrize("head", ["softmax", "conv"])
+def test_a_refit_trains_as_many_epochs_as_were_best_on_both_parts(
+    coloured_split: pd.DataFrame, tmp_path: Path, head: str
+) -> None:
+    section = pretrained_section(head=head, refit=True, epochs=4, fine_tune_epochs=2, fine_tune_learning_rate=0.01)
     extract_features(section)
-    trainer = CountingTrainer("train-mobilenetv2", tmp_path)
-    trained = pretrained.train("mobilenetv2", section, 5, coloured_split, trainer)
+    trainer = CountingTrainer("train-backbone", tmp_path)
+    trained = pretrained.train("backbone", section, 5, coloured_split, trainer)
     scores = [row["validation_macro_f1"] for row in trainer.epochs if row["phase"] == "head"]
     again = [row for row in trainer.epochs if row["phase"] == "refit-head"]
     assert len(again) == int(np.argmax(scores)) + 1
@@ -382,28 +419,57 @@ def test_a_refit_trains_as_many_epochs_as_were_best_on_both_parts(coloured_split
     assert trainer.counts[:3] == [24, 24, 36]
 
 
+@pytest.mark.parametrize("imbalance", ["none", "class_weight", "logit_adjustment"])
+@pytest.mark.parametrize("labels", [2, 4])
+def test_the_solver_finds_the_optimum_of_the_loss(labels: int, imbalance: str) -> None:
+    generator = np.random.default_rng(labels)
+    features, targets = generator.normal(size=(200, 6)), generator.integers(0, labels, 200) ** 2 // labels
+    targets[:labels] = range(labels)
+    counts, l2 = np.bincount(targets, minlength=labels), 3.0
+    weights, bias, _ = linear.solve(features, targets, labels, imbalance, l2)
+
+    def objective(values: np.ndarray) -> float:
+        matrix, offset = values[: weights.size].reshape(weights.shape), values[weights.size :]
+        return float(
+            numpy_losses(imbalance, counts, targets, features @ matrix + offset).sum() + l2 / 2 * (matrix**2).sum()
+        )
+
+    found = np.concatenate([weights.ravel(), bias])
+    slope = approx_fprime(found, objective, 1e-6)
+    np.testing.assert_allclose(slope, 0, atol=1e-3)
+
+
+def test_a_label_without_training_images_is_never_predicted() -> None:
+    generator = np.random.default_rng(0)
+    weights, bias, _ = linear.solve(generator.normal(size=(30, 4)), np.arange(30) % 3 + 1, 5, "none", 1.0)
+    predicted = (generator.normal(size=(99, 4)) @ weights + bias).argmax(axis=1)
+    assert set(predicted) == {1, 2, 3}
+
+
 @pytest.mark.slow
-def test_the_head_is_scikit_learns_logistic_regression_on_directions(
-    coloured_split: pd.DataFrame, tmp_path: Path
-) -> None:
-    section = pretrained_section(
-        dropout=0.0, l2=20.0, batch_size=24, epochs=300, patience=300, fine_tune_epochs=0, imbalance="none"
-    )
+def test_the_head_is_scikit_learns_logistic_regression(coloured_split: pd.DataFrame, tmp_path: Path) -> None:
+    section = pretrained_section(l2=20.0, fine_tune_epochs=0, imbalance="class_weight")
     extract_features(section)
-    trainer = Trainer("train-mobilenetv2", tmp_path)
-    model, labels, _ = pretrained.train("mobilenetv2", section, 5, coloured_split, trainer)
-    with np.load(tmp_path / "head.npz") as stored:  # of the last epoch, not the best one
-        last = {stored[name].shape: stored[name] for name in stored.files if name.startswith("weights ")}
-    model.get_layer("logits").set_weights([last[1280, 3], last[(3,)]])
-    pooled = Rows(paths.features("mobilenetv2"), "pooled").read(list(coloured_split["image"]))
+    trainer = Trainer("train-backbone", tmp_path)
+    model, labels, _ = pretrained.train("backbone", section, 5, coloured_split, trainer)
+    pooled = Rows(paths.features("backbone"), "pooled").read(list(coloured_split["image"]))
     used = (coloured_split["part"] == "train").to_numpy()
-    directions = np.sqrt(pooled + 1e-4)
-    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    known = directions[used]
-    variance = np.maximum(known.var(axis=0), 1e-2 * known.var(axis=0).mean())
-    standardised = (directions - known.mean(axis=0)) / np.sqrt(variance)
-    theirs = LogisticRegression(C=1 / 20, max_iter=5000).fit(standardised[used], coloured_split.loc[used, "label"])
+    pooled = pooled.astype(np.float64)
+    variance = np.maximum(pooled[used].var(axis=0), 1e-2 * pooled[used].var(axis=0).mean())
+    standardised = (pooled - pooled[used].mean(axis=0)) / np.sqrt(variance)
+    theirs = LogisticRegression(C=1 / 20, class_weight="balanced", tol=1e-8, max_iter=5000)
+    theirs.fit(standardised[used], coloured_split.loc[used, "label"])
     logits = keras.Model(model.get_layer("features").output, model.output).predict_on_batch(pooled)
-    ours = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     assert list(theirs.classes_) == labels
-    np.testing.assert_allclose(ours, theirs.predict_proba(standardised), atol=0.02)
+    np.testing.assert_allclose(softmax(logits, axis=1), theirs.predict_proba(standardised), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_head_that_did_not_reach_its_optimum_says_so(
+    coloured_split: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    section = pretrained_section(fine_tune_epochs=0)
+    extract_features(section)
+    monkeypatch.setattr(linear, "MAX_ITERATIONS", 1)
+    pretrained.train("backbone", section, 5, coloured_split, Trainer("train-backbone", tmp_path))
+    assert "warning: not at the optimum after 1 iterations; raise backbone.l2" in capsys.readouterr().out

@@ -1,1 +1,1 @@
-"""The networks: backbones, heads, the CNN from scratch, and files of models."""
+"""The networks that are trained here: heads and the CNN from scratch; and files of models."""

@@ -13,22 +13,20 @@ from stages.common.runtime.backend import keras
 Layers = Callable[[keras.KerasTensor], keras.KerasTensor]
 
 
-def make_head(kind: str, labels: int, dropout: float, l2: float, features: Iterable[np.ndarray]) -> Layers:
+def make_head(kind: str, labels: int, l2: float, features: Iterable[np.ndarray]) -> Layers:
     """The head of this kind, from features to logits; called on several inputs, it shares its weights.
 
     Args:
         kind: softmax (pooled features, (n, channels)) or conv (feature maps, (n, height, width, channels)).
         labels: number of logits.
-        dropout: fraction of the features dropped in training.
         l2: factor of |W|^2 in the loss, of the last layer's weights W.
-        features: blocks, (any, channels), of the training images' pooled features, none negative. Head softmax
+        features: blocks, (any, channels), of the training images' pooled features. Head softmax
             standardises by them.
     """
     layers = {"softmax": lambda: _standardised(features), "conv": _convolutions}[kind]()
     regularizer = keras.regularizers.L2(l2) if l2 else None
     return _sequence(
         *layers,
-        keras.layers.Dropout(dropout, name="head_dropout"),
         keras.layers.Dense(labels, kernel_regularizer=regularizer, dtype="float32", name="logits"),
     )
 
@@ -56,22 +54,11 @@ def _convolutions() -> list[Any]:
 
 
 def _standardised(features: Iterable[np.ndarray]) -> list[Any]:
-    """The first layers of head softmax, which is linear in what they compute: the direction of the features, standardised.
-
-    Roots and direction: Perronnin et al., Improving the Fisher kernel for large-scale image classification, ECCV 2010.
-    """
-    mean, variance = _moments(keras.ops.convert_to_numpy(_direction(block)) for block in features)
+    """The first layer of head softmax, which is linear in what it computes."""
+    mean, variance = _moments(features)
     # A feature that hardly varies is noise: it must not be amplified.
     variance = np.maximum(variance, max(1e-2 * variance.mean(), 1e-12))
-    return [_direction, keras.layers.Normalization(mean=mean, variance=variance, name="head_standardise")]
-
-
-def _direction(pooled: keras.KerasTensor) -> keras.KerasTensor:
-    """The direction of the features' square roots; the offset keeps the slope at 0 finite, for fine-tuning."""
-    # Named, because a name that Keras chooses may already be the name of a layer of the backbone.
-    positive = keras.layers.Rescaling(1.0, offset=1e-4, name="head_offset")(pooled)
-    roots = keras.ops.sqrt(positive)
-    return keras.layers.UnitNormalization(name="head_direction")(roots)
+    return [keras.layers.Normalization(mean=mean, variance=variance, name="head_standardise")]
 
 
 def _moments(blocks: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,26 +1,19 @@
 """Models as .keras files: the same bytes for the same model, with the names of the labels inside."""
 
+import importlib.util
 import json
 import math
 import re
-import unicodedata
 import zipfile
 from pathlib import Path
 
+from stages.common.networks.model_file import FEATURES, METADATA, load_labels
 from stages.common.runtime.backend import keras
 from stages.common.runtime.errors import UserError, short
 from stages.common.runtime.files import new_file
-from stages.common.runtime.tracked import refuse_edited
 
-METADATA = "metadata.json"
-# A thousand labels of a thousand characters; a larger file is made to fill the memory.
-MAX_METADATA = 1 << 20
-# Weights hardly compress: a member of the archive that expands more than this is made to fill the memory.
-MAX_GROWTH = 20
 # Values of one image in a layer's output: a hostile file can ask for more than the memory has. VGG16 at 1024 pixels has 2^26.
 MAX_VALUES = 1 << 26
-# The layer of a whole model whose output the head takes.
-FEATURES = "features"
 
 
 def save(model: keras.Model, path: Path, labels: list[str]) -> None:
@@ -66,17 +59,9 @@ def load(path: Path) -> tuple[keras.Model, list[str]]:
     Raises:
         UserError: no such file, not one that `save` wrote, or one that would run its own code.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such model; make it with dvc repro, or name an existing one")
-    refuse_edited(path)
-    try:
-        _check_growth(path)
-        labels = _read_labels(path)
-    except Exception as error:  # the file can contain anything
-        reason = str(error) if isinstance(error, TypeError) else f"{type(error).__name__}: {error}"
-        raise UserError(
-            f"{path}: not a model of this project ({reason}); expected a .keras file that a train stage wrote"
-        ) from error
+    labels = load_labels(path)
+    if importlib.util.find_spec("keras_hub") is None and _uses_hub(path):
+        raise UserError(f"{path}: a network of KerasHub; pip install -r requirements-hub.txt")
     try:
         _check_size(path)
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
@@ -90,14 +75,6 @@ def load(path: Path) -> tuple[keras.Model, list[str]]:
     return model, labels
 
 
-def _check_growth(path: Path) -> None:
-    """Raise a `TypeError` if a member of the archive expands to far more than it takes."""
-    with zipfile.ZipFile(path) as archive:
-        for member in archive.infolist():
-            if member.file_size > MAX_GROWTH * member.compress_size + MAX_METADATA:
-                raise TypeError(f"its {member.filename} expands to {member.file_size:,} bytes")
-
-
 def _check_size(path: Path) -> None:
     """Raise a `ValueError` if building the model would allocate much more than the file's size, or huge outputs."""
     with zipfile.ZipFile(path) as archive:
@@ -106,28 +83,23 @@ def _check_size(path: Path) -> None:
     # In this scope variables have shapes and no values.
     with keras.StatelessScope(initialize_variables=False):
         skeleton = keras.saving.deserialize_keras_object(config, safe_mode=True)
-    nested = [layer.name for layer in skeleton.layers if isinstance(layer, keras.Model)]
-    if repeated or nested:
-        raise ValueError(f"{(repeated + nested)[0]} is a model or a layer that is used twice; expected a flat model")
+    nested = [layer for layer in skeleton.layers if isinstance(layer, keras.Model)]
+    foreign = [layer.name for layer in nested if type(layer).__module__.split(".")[0] != "keras_hub"]
+    if repeated or foreign:
+        raise ValueError(f"{(repeated + foreign)[0]} is a model or a layer that is used twice; expected a flat model")
     weights = sum(math.prod(variable.shape) for variable in skeleton.variables)
     if 4 * weights > 2 * path.stat().st_size:
         raise ValueError(f"it asks for {weights:,} weights, more than the file contains")
-    shapes = [tensor.shape[1:] for layer in skeleton.layers for tensor in keras.tree.flatten(layer.output)]
+    layers = [*skeleton.layers, *(inner for layer in nested for inner in layer.layers)]
+    shapes = [tensor.shape[1:] for layer in layers for tensor in keras.tree.flatten(layer.output)]
     largest = max((math.prod(shape) for shape in shapes if None not in shape), default=0)
     if largest > MAX_VALUES:
         raise ValueError(f"a layer has {largest:,} values per image; expected at most {MAX_VALUES:,}")
 
 
-def _read_labels(path: Path) -> list[str]:
+def _uses_hub(path: Path) -> bool:
     with zipfile.ZipFile(path) as archive:
-        if archive.getinfo(METADATA).file_size > MAX_METADATA:
-            raise TypeError(f"its {METADATA} is larger than {MAX_METADATA} bytes")
-        labels = json.loads(archive.read(METADATA))["labels"]
-    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-        raise TypeError("its labels are not a list of names")
-    if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in "".join(labels)):
-        raise TypeError("its labels contain control characters")
-    return labels
+        return b'"keras_hub>' in archive.read("config.json")
 
 
 def head_of(model: keras.Model) -> keras.Model:

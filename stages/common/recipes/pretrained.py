@@ -1,17 +1,20 @@
-"""The recipe of a pretrained model: a head on stored features; then, if asked, fine-tuning of backbone and head together."""
+"""The recipe of a pretrained model: a head on stored features, solved if it is linear; then, if asked, fine-tuning of backbone and head together."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from stages.common.dataset.chunks import Rows
-from stages.common.networks.heads import make_head
-from stages.common.networks.serialization import FEATURES, load
+from stages.common.networks.heads import Layers, make_head
+from stages.common.networks.model_file import FEATURES
+from stages.common.networks.serialization import load
 from stages.common.runtime import paths
 from stages.common.runtime.backend import keras
 from stages.common.runtime.parameters import Pretrained
+from stages.common.training import linear
 from stages.common.training.batches import Part
 from stages.common.training.recipe import Trained, labelled_parts, phase_of
 from stages.common.training.trainer import Examples, Fit, Phase, Trainer
@@ -47,14 +50,14 @@ def train(name: str, section: Pretrained, seed: int, split: pd.DataFrame, traine
         learning_rate=section.fine_tune_learning_rate,
         augment=True,
     )
-    model, on_head, on_both = transfer.fit(train, validation, head, tuning)
+    make, on_head, on_both = transfer.fit(train, validation, head, tuning)
     best = max(on_head.best, on_both.best)
     if section.refit:
         both = Part(train.names + validation.names, np.concatenate([train.labels, validation.labels]))
         head = replace(head, name="refit-head", epochs=on_head.epochs)
         tuning = replace(tuning, name="refit-fine-tuning", epochs=on_both.epochs)
-        model, _, _ = transfer.fit(both, None, head, tuning)
-    return Trained(model, labels, best)
+        make, _, _ = transfer.fit(both, None, head, tuning)
+    return Trained(make(), labels, best)
 
 
 @dataclass(frozen=True)
@@ -67,26 +70,54 @@ class _Transfer:
     labels: int
     trainer: Trainer
 
-    def fit(self, train: Part, validation: Part | None, head: Phase, tuning: Phase) -> tuple[keras.Model, Fit, Fit]:
-        """Train a head, put it on the backbone, and fine-tune both if `tuning` has epochs. Returns the whole model."""
+    def fit(
+        self, train: Part, validation: Part | None, head: Phase, tuning: Phase
+    ) -> tuple[Callable[[], keras.Model], Fit, Fit]:
+        """Train a head, and fine-tune it with the backbone if `tuning` has epochs.
+
+        Returns:
+            What makes the whole model, which takes seconds, and how each phase went.
+        """
         keras.utils.set_random_seed(head.seed)
         # scikit-learn's logistic regression sums its loss over the images; here the loss is their mean.
         l2 = self.section.l2 / (2 * len(train.names))
-        layers = make_head(self.section.head, self.labels, self.section.dropout, l2, self._blocks(train))
+        layers = make_head(self.section.head, self.labels, l2, self._blocks(train))
         inputs = keras.Input(self.features.shape)
-        on_head = self.trainer.fit(
-            keras.Model(inputs, layers(inputs)), Examples(self.features, train, validation), head
-        )
+        on_features = Examples(self.features, train, validation)
+        fit = self._solve if self.section.head == "softmax" else self.trainer.fit
+        on_head = fit(keras.Model(inputs, layers(inputs)), on_features, head)
+        if not tuning.epochs:
+            return lambda: self._whole(layers), on_head, Fit(on_head.best, 0)
+        model = self._whole(layers, unfrozen=self.section.fine_tune_layers)
+        images = Examples(Rows(paths.RESIZED, "pixels"), train, validation)
+        return lambda: model, on_head, self.trainer.fit(model, images, tuning, min_f1=on_head.best)
+
+    def _whole(self, layers: Layers, unfrozen: int = 0) -> keras.Model:
+        """The backbone and the head, of which the head and the last `unfrozen` layers of the backbone are trainable."""
         backbone, _ = load(paths.backbone(self.name))
         backbone.trainable = False
+        if unfrozen:
+            unfreeze(backbone, unfrozen)
         # float32 whatever the backbone computes in: what the head was trained on.
-        pool = keras.layers.GlobalAveragePooling2D if self.section.features == "pooled" else keras.layers.Identity
-        model = keras.Model(backbone.input, layers(pool(dtype="float32", name=FEATURES)(backbone.output)))
-        if not tuning.epochs:
-            return model, on_head, Fit(on_head.best, 0)
-        unfreeze(backbone, self.section.fine_tune_layers)
-        images = Examples(Rows(paths.RESIZED, "pixels"), train, validation)
-        return model, on_head, self.trainer.fit(model, images, tuning, min_f1=on_head.best)
+        average = self.section.features == "pooled" and len(backbone.output.shape) == 4
+        pool = keras.layers.GlobalAveragePooling2D if average else keras.layers.Identity
+        return keras.Model(backbone.input, layers(pool(dtype="float32", name=FEATURES)(backbone.output)))
+
+    def _solve(self, head: keras.Model, examples: Examples, phase: Phase) -> Fit:
+        """Give the linear head `head` the weights of its optimum."""
+        start, train = time.perf_counter(), examples.train
+        standardise = head.get_layer("head_standardise")
+        mean, deviation = (keras.ops.convert_to_numpy(value) for value in (standardise.mean, standardise.variance**0.5))
+        features = np.empty((len(train.names), *self.features.shape))
+        for first, block in zip(range(0, len(features), BLOCK), self._blocks(train), strict=True):
+            features[first : first + BLOCK] = (block - mean) / deviation
+        stage = self.trainer.stage
+        print(f"{stage}: solving phase {phase.name}: {len(features)} images, {self.labels} labels", flush=True)
+        *weights, iterations = linear.solve(features, train.labels, self.labels, phase.imbalance, self.section.l2)
+        if iterations == linear.MAX_ITERATIONS:
+            print(f"{stage}: warning: not at the optimum after {iterations} iterations; raise {self.name}.l2")
+        head.get_layer("logits").set_weights(weights)
+        return self.trainer.record(head, examples, phase, time.perf_counter() - start)
 
     def _blocks(self, part: Part) -> Iterator[np.ndarray]:
         """The features of `part`, a block of rows at a time."""
@@ -99,6 +130,7 @@ def unfreeze(model: keras.Model, layers: int) -> None:
 
     Its statistics are those of ImageNet's million images: a few hundred others would spoil them.
     """
-    weighted = [layer for layer in model.layers if layer.weights]
+    nested = [layer.layers if isinstance(layer, keras.Model) else [layer] for layer in model.layers]
+    weighted = [layer for layers_ in nested for layer in layers_ if layer.weights]
     for layer in weighted[-layers:]:
         layer.trainable = not isinstance(layer, keras.layers.BatchNormalization)

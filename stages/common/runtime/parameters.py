@@ -3,16 +3,14 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import AliasEvent
 
 from stages.common.runtime import paths
 from stages.common.runtime.errors import UserError
-
-XCEPTION_MIN_INPUT = 71  # its layers without padding use up smaller images
 
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
@@ -58,7 +56,6 @@ class Resize(Section):
 class Training(Section):
     """What every model's section has."""
 
-    dropout: Fraction
     batch_size: Annotated[int, Field(ge=1, le=4096)]
     learning_rate: Rate
     epochs: Count
@@ -67,13 +64,20 @@ class Training(Section):
 
 
 class Scratch(Training):
+    dropout: Fraction
     filters: Annotated[list[Annotated[int, Field(ge=1, le=2048)]], Field(min_length=1, max_length=8)]
     pool: Annotated[int, Field(ge=1, le=16)]
     augment: bool
 
 
+def _input_size(value: Any) -> Any:
+    if value == "auto" or (type(value) is int and 32 <= value <= 1024):
+        return value
+    raise PydanticCustomError("input_size", "Input should be auto or an integer from 32 to 1024")
+
+
 class Pretrained(Training):
-    input_size: Annotated[int, Field(ge=32, le=1024)]
+    input_size: Annotated[int | Literal["auto"], PlainValidator(_input_size)]
     precision: Literal["float32", "bfloat16"]
     head: Head
     l2: Annotated[float, Field(ge=0)]
@@ -87,9 +91,20 @@ class Pretrained(Training):
         """What the head takes."""
         return FEATURES[self.head]
 
+    @property
+    def pixels(self) -> int | None:
+        """Side of the backbone's images; None: that which it was trained with."""
+        return None if self.input_size == "auto" else self.input_size
+
+
+class Backbone(Pretrained):
+    """The model whose network has a name: see stages/common/backbones/catalog.py."""
+
+    name: Text
+
 
 class Parameters(Section):
-    """The whole of params.yaml. A field of type `Scratch` or `Pretrained` is a model that `model` can choose."""
+    """The whole of params.yaml. A field of type `Scratch`, `Pretrained` or `Backbone` is a model that `model` can choose."""
 
     data: Text
     target: Literal["category", "activity"]
@@ -103,7 +118,7 @@ class Parameters(Section):
     scratch: Scratch
     vgg16: Pretrained
     xception: Pretrained
-    mobilenetv2: Pretrained
+    backbone: Backbone
 
     @property
     def uses_sample(self) -> bool:
@@ -115,12 +130,17 @@ class Parameters(Section):
         """Whether `data` is the downloaded MPII, however the path is spelled."""
         return self._uses(paths.MPII)
 
-    @property
-    def initial_weights(self) -> str:
-        """Where a pretrained backbone starts: imagenet, random or a weights file. `auto` follows from `data` alone."""
+    def initial_weights(self, model: str) -> str:
+        """Where a pretrained model starts: imagenet, random or a weights file.
+
+        `auto` is random for the synthetic sample, so that trying the pipeline needs no download; a network whose weights
+        come with its package or its preset has them always.
+        """
         if self.weights != "auto":
             return self.weights
-        return "random" if self.uses_sample else "imagenet"
+        section = getattr(self, model)
+        bundled = isinstance(section, Backbone) and section.name.startswith(("efficientnet_lite", "hub:"))
+        return "random" if self.uses_sample and not bundled else "imagenet"
 
     @property
     def chosen(self) -> Scratch | Pretrained:
@@ -136,8 +156,8 @@ def _sections(*kinds: type[Training]) -> tuple[str, ...]:
     return tuple(name for name, field in Parameters.model_fields.items() if field.annotation in kinds)
 
 
-MODELS = _sections(Scratch, Pretrained)
-PRETRAINED = _sections(Pretrained)
+MODELS = _sections(Scratch, Pretrained, Backbone)
+PRETRAINED = _sections(Pretrained, Backbone)
 
 
 def parse_yaml(text: str | bytes) -> Any:
@@ -179,10 +199,19 @@ def load(path: Path = paths.PARAMETERS) -> Parameters:
 def _check_across(parameters: Parameters, path: Path) -> None:
     if parameters.model not in MODELS:
         raise UserError(f"{path}: model is {parameters.model!r}; allowed are {', '.join(MODELS)}")
-    if parameters.xception.input_size < XCEPTION_MIN_INPUT:
-        raise UserError(
-            f"{path}: xception.input_size is {parameters.xception.input_size}; it should be {XCEPTION_MIN_INPUT} or more"
-        )
+    for name in PRETRAINED:
+        section = getattr(parameters, name)
+        if section.head != "softmax":
+            continue
+        if not section.l2:
+            raise UserError(
+                f"{path}: {name}.l2 is 0; head softmax needs more than 0: without a penalty it has no optimum"
+            )
+        if section.imbalance == "focal":
+            raise UserError(
+                f"{path}: {name}.imbalance is 'focal', for which head softmax has no solver; allowed are none, "
+                "class_weight and logit_adjustment"
+            )
     weights = parameters.weights
     if weights not in ("auto", "imagenet", "random") and not Path(weights).is_file():
         raise UserError(

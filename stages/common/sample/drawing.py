@@ -72,8 +72,8 @@ class Drawing:
         self._person(canvas, hip, unit)
         if self.mirrored:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        grain = self.random.normal(0, 9, size=(height, width, 1))
-        return Image.fromarray(np.clip(np.asarray(image) + grain, 0, 255).astype(np.uint8))
+        grain = (9 * self.random.standard_normal((height, width, 1), dtype=np.float32)).astype(np.int16)
+        return Image.fromarray(np.clip(np.asarray(image) + grain, 0, 255, dtype=np.int16).astype(np.uint8))
 
     def _lit(self, colour: Any) -> tuple[int, int, int]:
         red, green, blue = (int(v) for v in np.clip(np.asarray(colour) * self.light + self.tint, 0, 255))

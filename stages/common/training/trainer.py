@@ -25,7 +25,7 @@ from stages.common.training.losses import make_loss
 
 @dataclass(frozen=True)
 class Phase:
-    """How a model is trained in one phase. The optimizer is Adam."""
+    """How a model is trained in one phase: by Adam, whose rate decays to 0 along a cosine over all `epochs`."""
 
     name: str
     epochs: int
@@ -99,9 +99,9 @@ class Trainer:
             UserError: the loss is not finite, or the system refused to write.
         """
         counts = np.bincount(examples.train.labels, minlength=model.output.shape[-1])
-        model.compile(
-            keras.optimizers.Adam(phase.learning_rate), make_loss(phase.imbalance, counts), metrics=["accuracy"]
-        )
+        # The decay to 0 makes the last epochs alike: the best one is then hardly an accident of rounding.
+        rate = keras.optimizers.schedules.CosineDecay(phase.learning_rate, phase.epochs * _steps(examples, phase))
+        model.compile(keras.optimizers.Adam(rate), make_loss(phase.imbalance, counts), metrics=["accuracy"])
         model.optimizer.build(model.trainable_variables)
         checkpoint = self.folder / f"{phase.name}.npz"
         done, best_weights = _Progress(min_f1), model.get_weights()
@@ -123,12 +123,34 @@ class Trainer:
         self.seconds += done.seconds
         return Fit(done.best, done.best_epochs)
 
+    def record(self, model: keras.Model, examples: Examples, phase: Phase, seconds: float) -> Fit:
+        """Add a model that was solved, not trained by epochs, as one epoch of `phase`."""
+        rows, train, validation = examples
+        classes = model.output.shape[-1]
+        logits = _logits(model, rows, train, phase.batch_size)
+        loss = make_loss(phase.imbalance, np.bincount(train.labels, minlength=classes))
+        losses = keras.ops.convert_to_numpy(loss(np.eye(classes, dtype=np.float32)[train.labels], logits))
+        row: dict[str, Any] = {
+            "epoch": len(self.epochs) + 1,
+            "phase": phase.name,
+            "loss": float(losses.mean()) + float(sum(model.losses)),
+            "accuracy": float((logits.argmax(axis=1) == train.labels).mean()),
+        }
+        if validation is not None:
+            row |= validate(model, rows, validation, phase.batch_size)
+        print(_line(self.stage, row, better=validation is not None))
+        self.show(row)
+        self.epochs.append(row)
+        self.images += len(train.names)
+        self.seconds += seconds
+        return Fit(row.get("validation_macro_f1", -1.0), 1)
+
     def _run(
         self, model: keras.Model, examples: Examples, phase: Phase, done: _Progress, best_weights: list[np.ndarray]
     ) -> list[np.ndarray]:
         """Train the epochs that `done` lacks, and add them to it. Returns the weights of the best epoch."""
         first, resumed = len(self.epochs), len(done.epochs)
-        steps = -(-len(examples.train.names) // phase.batch_size)
+        steps = _steps(examples, phase)
         name = f"{self.stage} {phase.name}"
         with progress(phase.epochs * steps, name, "batch", initial=resumed * steps) as bar:
             for epoch in range(first + resumed, first + phase.epochs):
@@ -153,6 +175,11 @@ class Trainer:
                 done.seconds += time.perf_counter() - start
                 _save(model, done, best_weights, self.folder / f"{phase.name}.npz")
         return best_weights
+
+
+def _steps(examples: Examples, phase: Phase) -> int:
+    """Batches an epoch."""
+    return -(-len(examples.train.names) // phase.batch_size)
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
@@ -184,14 +211,18 @@ def _train_epoch(model: keras.Model, examples: Examples, phase: Phase, epoch: in
 
 def validate(model: keras.Model, rows: Rows, part: Part, batch_size: int) -> dict[str, float]:
     """Plain cross-entropy, accuracy and macro F1 of a model that returns logits, each over all of `part`."""
-    batches = Batches(rows, part, model.output.shape[-1], batch_size)
-    logits = np.concatenate([model.predict_on_batch(features) for features, _ in batches]).astype(np.float64)
+    logits = _logits(model, rows, part, batch_size).astype(np.float64)
     predicted = logits.argmax(axis=1)
     return {
         "validation_loss": float(-log_softmax(logits, axis=1)[np.arange(len(logits)), part.labels].mean()),
         "validation_accuracy": float((predicted == part.labels).mean()),
         "validation_macro_f1": f1(part.labels, predicted, "macro"),
     }
+
+
+def _logits(model: keras.Model, rows: Rows, part: Part, batch_size: int) -> np.ndarray:
+    batches = Batches(rows, part, model.output.shape[-1], batch_size)
+    return np.concatenate([model.predict_on_batch(features) for features, _ in batches])
 
 
 def _save(model: keras.Model, done: _Progress, best_weights: list[np.ndarray], path: Path) -> None:

@@ -29,25 +29,24 @@ def calibrate_batch_norm(model: keras.Model, examples: np.ndarray) -> None:
 
 
 def fold_batch_norm(model: keras.Model) -> keras.Model:
-    """A copy for inference: each BatchNormalization directly after a convolution is folded into its weights.
+    """A model for inference: each BatchNormalization directly after a convolution is folded into its weights.
 
     The same function up to rounding, in fewer passes over memory (Jacob et al., Quantization and training of neural
-    networks for efficient integer-arithmetic-only inference, CVPR 2018, section 3.2).
+    networks for efficient integer-arithmetic-only inference, CVPR 2018, section 3.2). It shares its other layers with
+    `model`.
     """
     norms = _foldable(model)
     folded = {norm.name for norm in norms.values()}
 
-    def clone_layer(layer: keras.Layer) -> keras.Layer:
-        return type(layer).from_config(layer.get_config() | ({"use_bias": True} if layer.name in norms else {}))
+    def replace(layer: keras.Layer) -> keras.Layer:
+        return type(layer).from_config(layer.get_config() | {"use_bias": True}) if layer.name in norms else layer
 
-    def call_layer(layer: keras.Layer, *inputs: Any, **options: Any) -> Any:
+    def call(layer: keras.Layer, *inputs: Any, **options: Any) -> Any:
         return inputs[0] if layer.name in folded else layer(*inputs, **options)
 
-    copy = keras.models.clone_model(model, clone_function=clone_layer, call_function=call_layer)
-    for layer in model.layers:
-        if layer.weights and layer.name not in folded:
-            norm = norms.get(layer.name)
-            copy.get_layer(layer.name).set_weights(_folded_weights(layer, norm) if norm else layer.get_weights())
+    copy = keras.models.clone_model(model, clone_function=replace, call_function=call)
+    for name, norm in norms.items():
+        copy.get_layer(name).set_weights(_folded_weights(model.get_layer(name), norm))
     return copy
 
 
