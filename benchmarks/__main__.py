@@ -4,8 +4,7 @@
     python -m benchmarks PHOTOGRAPHS [--parts NAME ...]
 
 PHOTOGRAPHS is a folder in MPII's layout, whose photographs have activities. Each part measures the project and what it is
-compared with in one run; all parts take three quarters of an hour on two cores. benchmarks.ablation measures the choices of
-the recipe, benchmarks.gpu a GPU.
+compared with in one run; all parts take three quarters of an hour on two cores. benchmarks.gpu measures a GPU.
 """
 
 import argparse

@@ -51,7 +51,7 @@ def _run(stage: str, name: str, section: Scratch | Pretrained, seed: int) -> Non
         trained = train(name, section, seed, split, trainer)
         model = with_probabilities(trained.model, name)
         save(model, paths.model_file(name), trained.labels)
-        _write_results(name, trained, trainer, model.count_params())
+        _write_results(name, section, trained, trainer, model.count_params())
 
 
 def with_probabilities(logits: keras.Model, name: str) -> keras.Model:
@@ -62,11 +62,11 @@ def with_probabilities(logits: keras.Model, name: str) -> keras.Model:
     return model
 
 
-def _write_results(name: str, trained: Trained, trainer: Trainer, size: int) -> None:
+def _write_results(name: str, section: Scratch | Pretrained, trained: Trained, trainer: Trainer, size: int) -> None:
     # The epochs of a refit have no validation: their number is known before.
     curves = pd.DataFrame(trainer.epochs).dropna(subset="validation_macro_f1")
     write_csv(paths.curves(name), curves.round(6))
-    best_epoch = int(np.argmax(curves["validation_macro_f1"])) + 1
+    best_epoch = int(np.argmax(curves["validation_macro_f1"])) + 1 if section.patience else len(curves)
     validation_macro_f1 = round(trained.validation_macro_f1, 6)
     write_json(paths.validation(name), {"validation_macro_f1": validation_macro_f1, "best_epoch": best_epoch})
     timing = {

@@ -24,6 +24,7 @@ SHARED = ROOT.parent / "shared"
 
 # Small enough for seconds, large enough that each stage has something to do.
 TINY = {
+    "model": "scratch",
     "sample.images": 160,
     "resize.size": 72,
     "resize.chunk": 32,

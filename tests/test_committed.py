@@ -22,10 +22,11 @@ Change = Callable[[Any], Any]
 
 
 def results(seed: int, md5: str) -> Texts:
-    """All result files of a model whose mistakes depend on `seed`, as the stages write them."""
-    generator = np.random.default_rng(seed)
+    """All result files of a model, of whose mistakes `seed` depend on the processor, as the stages write them."""
+    generator = np.random.default_rng(0)
     truth = np.repeat(["a", "b", "c"], 40)
     predicted = np.where(generator.random(120) < 0.7, truth, "a")
+    predicted[-seed:] = "a"
     names = [f"{number:03d}.jpg" for number in range(120)]
     table = pd.DataFrame({"image": names, "video": [str(number // 4) for number in range(120)], "label": truth})
     table["prediction"], table["probability"] = predicted, generator.uniform(0.4, 1, 120).round(6)
@@ -52,8 +53,8 @@ def results(seed: int, md5: str) -> Texts:
     }
 
 
-def wrong(mine: Texts, here: Texts) -> list[str]:
-    return committed.check(mine.__getitem__, here.__getitem__, "scratch").wrong
+def wrong(mine: Texts, here: Texts, solved: bool = False) -> list[str]:
+    return committed.check(mine.__getitem__, here.__getitem__, "scratch", solved).wrong
 
 
 def in_json(path: Path, **changes: Any) -> Callable[[Texts], Texts]:
@@ -98,7 +99,7 @@ def test_honest_results_pass_on_any_processor(processor: str) -> None:
     mine = results(1, "aa")
     here = in_json(paths.TRAINING, seconds=99.0, device="GPU")(mine) if processor == "the same" else results(2, "bb")
     assert mine != here
-    assert committed.check(mine.__getitem__, here.__getitem__, "scratch") == ([], processor == "the same")
+    assert committed.check(mine.__getitem__, here.__getitem__, "scratch", False) == ([], processor == "the same")
 
 
 @pytest.mark.parametrize("processor", ["the same", "another"])
@@ -132,6 +133,24 @@ def test_a_figure_that_is_not_a_finite_number_is_an_error(name: str, value: str)
     for here in (honest, results(2, "bb")):
         with pytest.raises(ValueError, match=f"{name} is .*; expected a finite number"):
             wrong(forged, here)
+
+
+@pytest.mark.parametrize("name", committed.SCORES)
+def test_a_stale_score_is_found_where_rounding_differs(name: str) -> None:
+    """All files agree with each other, as those of an older commit do."""
+    mine, here = results(12, "aa"), results(1, "bb")
+    difference = json.loads(mine[paths.EVALUATION])[name] - json.loads(here[paths.EVALUATION])[name]
+    assert 0.03 < abs(difference) < 0.1
+    assert any(f"`{name}`" in each for each in wrong(mine, here))
+
+
+def test_the_scores_of_a_solved_head_must_be_equal_on_any_processor() -> None:
+    mine = results(1, "aa")
+    other = in_json(paths.TRAINING, seconds=9.0, validation_macro_f1=0.7110004)(
+        mine | {paths.LOCKS[2]: results(1, "bb")[paths.LOCKS[2]]}
+    )
+    assert not wrong(mine, other, solved=True)
+    assert wrong(mine, results(2, "bb"), solved=True)
 
 
 def test_minus_zero_and_another_rounding_are_found_where_bits_are_the_same() -> None:

@@ -14,6 +14,7 @@ import yaml
 from stages.common.runtime import paths
 from stages.common.runtime.parameters import MODELS, PRETRAINED
 from tests.conftest import ROOT, Clone, make_clone
+from tests.test_hub import preset
 
 
 def stages() -> dict[str, dict[str, Any]]:
@@ -51,8 +52,15 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     (folder / "hook").mkdir()
     (folder / "hook/sitecustomize.py").write_text(RECORD)
     clone = make_clone(folder / "clone")
-    for model in ("scratch", "backbone"):
-        clone.set(model=model)
+    preset(clone.path / "preset", "vit")
+    # Of each kind that loads other code: a network of each source, a head of each kind.
+    for model, name, head in (
+        ("scratch", "mobilenetv2", "softmax"),
+        ("backbone", "mobilenetv2", "conv"),
+        ("backbone", "efficientnet_lite0", "softmax"),
+        ("backbone", "hub:preset", "softmax"),
+    ):
+        clone.set(model=model, backbone__name=name, backbone__head=head, backbone__input_size="auto")
         clone.run("dvc", "repro", PYTHONPATH=str(folder / "hook"), LOADED=str(folder))
     found: dict[str, set[str]] = {}
     for path in folder.glob("*.json"):

@@ -43,7 +43,7 @@ def clones(tmp_path_factory: pytest.TempPathFactory) -> list[Clone]:
     origin.set(scratch__augment=True, scratch__dropout=0.5, resize__chunk=16)
     heads = {"vgg16": "softmax", "xception": "conv", "backbone": "conv"}
     for model, head in heads.items():
-        changes = {"dropout": 0.3, "head": head, "epochs": 2, "fine_tune_epochs": 1, "fine_tune_learning_rate": 0.001}
+        changes = {"head": head, "epochs": 2, "fine_tune_epochs": 1, "fine_tune_learning_rate": 0.001}
         origin.set(**{f"{model}__{key}": value for key, value in changes.items()})
     origin.run("git", "commit", "-qam", "Everything random on")
     for name in ("one", "other"):
@@ -65,3 +65,34 @@ def test_two_clones_write_the_same_lock_files(clones: list[Clone], model: str) -
     outputs = one["evaluate"].keys() | one[f"train-{model}"].keys()
     assert {f"models/{model}/predictions.csv", "metrics/evaluation.json", f"models/{model}/model.keras"} <= outputs
     assert all("md5" in entry for stage in one.values() for key, entry in stage.items() if key != "params")
+
+
+# The same scores, whatever cuts sums in other pieces: fewer cores, older instructions, TensorFlow's own kernels, JAX.
+ELSEWHERE: dict[str, tuple[list[str], dict[str, str]]] = {
+    "one core": (["taskset", "-c", str(min(os.sched_getaffinity(0)))], {}),
+    "AVX2": ([], {"ONEDNN_MAX_CPU_ISA": "AVX2", "OPENBLAS_CORETYPE": "Haswell"}),
+    "without oneDNN": ([], {"TF_ENABLE_ONEDNN_OPTS": "0"}),
+    "JAX": ([], {"KERAS_BACKEND": "jax"}),
+}
+SCORES = ("metrics/evaluation.json", "plots/labels.csv", "plots/confusion.csv")
+
+
+@pytest.fixture(scope="module")
+def default(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """The default model, on smaller and fewer images."""
+    clone = make_clone(tmp_path_factory.mktemp("default") / "clone")
+    clone.set(model="backbone", sample__images=400, backbone__name="efficientnet_lite0")
+    clone.run("dvc", "repro")
+    return clone
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_the_default_model_has_the_same_scores_on_other_machines(default: Clone, name: str) -> None:
+    expected = {path: (default.path / path).read_bytes() for path in SCORES}
+    features = [(default.path / path).read_bytes() for path in ("data/features/backbone/00000.h5",)]
+    command, environment = ELSEWHERE[name]
+    for step in (["features", "backbone"], ["train", "backbone"], ["infer", "backbone"], ["evaluate"]):
+        default.run(*command, "python", "-m", f"stages.{step[0]}", *step[1:], ok=True, **environment)
+    assert {path: (default.path / path).read_bytes() for path in SCORES} == expected
+    # Else this test would compare a run with itself.
+    assert [(default.path / "data/features/backbone/00000.h5").read_bytes()] != features

@@ -58,7 +58,8 @@ def page(results: Results, read: gallery.Read) -> str:
     predictions = results.predictions
     correct = (predictions["label"] == predictions["prediction"]).to_numpy()
     figures = [
-        *learning_curves(results.curves),
+        # A solved head has one row.
+        *(learning_curves(results.curves) if len(results.curves) > 1 else []),
         calibration_curve(predictions["probability"].to_numpy(), correct),
     ]
     *curves, calibration = zip(figures, draw(figures), strict=True)

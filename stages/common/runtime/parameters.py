@@ -59,7 +59,7 @@ class Training(Section):
     batch_size: Annotated[int, Field(ge=1, le=4096)]
     learning_rate: Rate
     epochs: Count
-    patience: Count
+    patience: Annotated[int, Field(ge=0)]
     imbalance: Imbalance
 
 

@@ -25,7 +25,10 @@ from stages.common.training.losses import make_loss
 
 @dataclass(frozen=True)
 class Phase:
-    """How a model is trained in one phase: by Adam, whose rate decays to 0 along a cosine over all `epochs`."""
+    """How a model is trained in one phase: by Adam, whose rate decays to 0 along a cosine over all `epochs`.
+
+    With `patience` 0 all epochs are trained and the last one is kept, else the one with the best validation macro F1.
+    """
 
     name: str
     epochs: int
@@ -138,7 +141,7 @@ class Trainer:
         }
         if validation is not None:
             row |= validate(model, rows, validation, phase.batch_size)
-        print(_line(self.stage, row, better=validation is not None))
+        print(_line(self.stage, row, better=False))
         self.show(row)
         self.epochs.append(row)
         self.images += len(train.names)
@@ -154,7 +157,7 @@ class Trainer:
         name = f"{self.stage} {phase.name}"
         with progress(phase.epochs * steps, name, "batch", initial=resumed * steps) as bar:
             for epoch in range(first + resumed, first + phase.epochs):
-                if done.since_best >= phase.patience:
+                if 0 < phase.patience <= done.since_best:
                     bar.write(f"{self.stage}: stopped: {done.since_best} epochs without improvement")
                     break
                 start = time.perf_counter()
@@ -164,8 +167,9 @@ class Trainer:
                         f"{self.stage}: the loss of epoch {epoch + 1} is not finite; nothing is saved: lower the learning "
                         f"rate ({phase.learning_rate})"
                     )
-                better = examples.validation is None or row["validation_macro_f1"] > done.best
-                bar.write(_line(self.stage, row, better))
+                last = examples.validation is None or not phase.patience
+                better = last or row["validation_macro_f1"] > done.best
+                bar.write(_line(self.stage, row, better and phase.patience > 0))
                 self.show(row)
                 done.epochs.append(row)
                 done.since_best = 0 if better else done.since_best + 1
