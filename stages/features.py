@@ -79,12 +79,12 @@ def main() -> None:
         _run(stage, name, section, network, weights)
 
 
-def _network(name: str, section: Pretrained) -> Network:
-    if isinstance(section, Backbone):
+def _network(name: str, chosen: Pretrained) -> Network:
+    if isinstance(chosen, Backbone):
         # Imported here: a new line in the table must not run VGG16 over all images again.
         from stages.common.backbones.catalog import find
 
-        return find(section.name)
+        return find(chosen.name)
     return FIXED[name]
 
 

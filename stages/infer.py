@@ -88,8 +88,8 @@ def _run(name: str, section: Scratch | Pretrained) -> None:
 
 def _model(name: str, section: Scratch | Pretrained, path: Path) -> Model:
     """The model in `path`, or its head alone if the features of its backbone are stored."""
-    stored = section if isinstance(section, Pretrained) and not section.fine_tune_epochs else None
-    if stored and stored.features == "pooled":
+    stored = isinstance(section, Pretrained) and not section.fine_tune_epochs
+    if isinstance(section, Pretrained) and stored and section.features == "pooled":
         head, labels = load_linear_head(path)
         return Model(head.probabilities, head.mean.shape, labels, "NumPy", paths.features(name), "pooled")
     # Imported here: it takes seconds, and a linear head does not need it.

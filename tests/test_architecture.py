@@ -99,7 +99,7 @@ EDITS: dict[str, set[str]] = {
     "stages/common/backbones/batch_norm.py": BACKBONES,
     "stages/common/backbones/efficientnet_lite.py": {"features-backbone"},
     "stages/common/backbones/hub.py": {"features-backbone"},
-    "stages/common/training/linear.py": EVERY_TRAINING,
+    "stages/common/recipes/linear.py": HEADS,
     "stages/common/recipes/scratch.py": {"train-scratch"},
     "stages/common/recipes/pretrained.py": HEADS,
     "stages/common/training/losses.py": EVERY_TRAINING,

@@ -52,4 +52,4 @@ def test_the_plan_has_all_images_and_keeps_mpiis_imbalance(images: int) -> None:
     assert min(counts.values()) >= 6
     if images > 1000:
         assert counts.most_common(1)[0][0] == "sports"
-        assert counts["sports"] > 10 * counts["volunteer activities"]
+        assert counts["sports"] > 5 * counts["volunteer activities"]  # MPII: 78, too few for a test part

@@ -20,14 +20,13 @@ from sklearn.linear_model import LogisticRegression
 from stages.common.dataset.chunks import Rows
 from stages.common.evaluation.scores import f1
 from stages.common.networks.scratch import scratch
-from stages.common.recipes import pretrained
+from stages.common.recipes import linear, pretrained
 from stages.common.recipes import scratch as scratch_recipe
 from stages.common.runtime import parameters, paths
 from stages.common.runtime.backend import keras
 from stages.common.runtime.errors import UserError
 from stages.common.runtime.live import live_curves
 from stages.common.runtime.parameters import Scratch
-from stages.common.training import linear
 from stages.common.training.batches import Batches, Part, Shuffle, augment
 from stages.common.training.losses import class_weights, make_loss
 from stages.common.training.recipe import Trained

@@ -11,10 +11,10 @@ from stages.common.dataset.chunks import Rows
 from stages.common.networks.heads import Layers, make_head
 from stages.common.networks.model_file import FEATURES
 from stages.common.networks.serialization import load
+from stages.common.recipes import linear
 from stages.common.runtime import paths
 from stages.common.runtime.backend import keras
 from stages.common.runtime.parameters import Pretrained
-from stages.common.training import linear
 from stages.common.training.batches import Part
 from stages.common.training.recipe import Trained, labelled_parts, phase_of
 from stages.common.training.trainer import Examples, Fit, Phase, Trainer
