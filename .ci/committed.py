@@ -16,16 +16,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from stages.common.evaluation.scores import f1
+from stages.common.evaluation.metrics import METRICS, OF_LABELS, Scorer
+from stages.common.evaluation.summary import label_scores
 from stages.common.runtime import paths
 from stages.common.runtime.parameters import parse_yaml
-from stages.evaluate import label_scores
 
 # What another run of the same model does not reproduce: all of it is time, or where it was spent.
 TIME = ("seconds", "seconds_per_epoch", "images_per_second", "device")
 # Another processor rounds differently, which changes the results of models that are trained by epochs (docs/guarantees.md).
 TOLERANCE = 0.03
-SCORES = ("macro_f1", "weighted_f1", "accuracy")
 LOOSE = 0.1  # for what varies more than the scores: ends of intervals, calibration, the validation score
 # Figures of training may differ in their last digits although the predictions, which are rounded, do not.
 ROUNDING = 0.001
@@ -127,7 +126,7 @@ def _different(ours: dict[str, Any], theirs: dict[str, Any], tolerance: float) -
         if name in ("epochs", "best_epoch") and tolerance == TOLERANCE:
             continue
         score = isinstance(theirs[name], float)
-        allowed = LOOSE if tolerance == TOLERANCE and name not in SCORES else tolerance
+        allowed = LOOSE if tolerance == TOLERANCE and name not in METRICS else tolerance
         same = abs(value - theirs[name]) <= allowed and 0 <= value <= 1 if score else value == theirs[name]
         if not same:
             yield f"`{name}`: {value} committed, {theirs[name]} reproduced"
@@ -140,13 +139,10 @@ def _confusion(read: Read) -> pd.DataFrame:
 def _contradictions(read: Read) -> Iterator[str]:
     """Where the committed files do not agree: all scores follow from the labels and predictions of the test images."""
     evaluation, table = json.loads(read(paths.EVALUATION)), _confusion(read)
-    truth, predicted = table["label"].to_numpy(), table["prediction"].to_numpy()
-    scores = {
-        "macro_f1": f1(truth, predicted, "macro"),
-        "weighted_f1": f1(truth, predicted, "weighted"),
-        "accuracy": float((truth == predicted).mean()),
-        "test_images": len(table),
-    }
+    truth = table["label"].to_numpy()
+    scorer = Scorer(table.assign(image=table.index.astype(str), video=""))
+    (values,) = scorer(np.ones((1, scorer.videos)))
+    scores = dict(zip(OF_LABELS, map(float, values), strict=True)) | {"test_images": len(table)}
     for name, value in scores.items():
         if abs(evaluation[name] - value) > 1e-6:
             yield f"`{name}` is {evaluation[name]}, but {value:.6f} by `{paths.CONFUSION}`"

@@ -3,48 +3,23 @@
 import argparse
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import replace
 from statistics import mean
 from typing import Any
 
 from tabulate import tabulate
 
+from stages.common.comparison.experiments import Experiment, read_experiment
 from stages.common.runtime import errors, paths
 from stages.common.runtime.errors import UserError
-from stages.common.runtime.parameters import MODELS, flatten, parse_yaml
 from stages.common.runtime.revisions import Reader, reader, repository
 
-SEEDS = ("seed", "split.seed")
 SHOWN = {
     "macro_f1": ("macro F1", ".3f"),
     "weighted_f1": ("weighted F1", ".3f"),
     "accuracy": ("accuracy", ".3f"),
     "seconds": ("training seconds", ".1f"),
 }
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """Its name, its parameters by dotted keys, its scores and seconds, and the md5 of its code and raw data by path."""
-
-    name: str
-    parameters: dict[str, Any]
-    figures: dict[str, float]
-    inputs: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def seeds(self) -> tuple[Any, ...]:
-        return tuple(self.parameters.get(key) for key in SEEDS)
-
-    @property
-    def rest(self) -> dict[str, Any]:
-        """Everything else that its results depend on: not the sections of other models and data sets."""
-        others = set(MODELS) - {self.parameters.get("model")}
-        data = Path(str(self.parameters.get("data")))
-        others |= {Path(folder).name for folder in (paths.SAMPLE, paths.MPII) if Path(folder) != data}
-        used = {key: value for key, value in self.parameters.items() if key.split(".")[0] not in others}
-        return {key: value for key, value in used.items() if key not in SEEDS} | self.inputs
 
 
 def table(experiments: Iterable[Experiment]) -> tuple[list[str], list[list[str]]]:
@@ -102,36 +77,14 @@ def read_experiments(names: list[str]) -> list[Experiment]:
 
 
 def _experiment(name: str, read: Reader) -> Experiment:
+    experiment = read_experiment(name, read)
     try:
-        parameters = flatten(parse_yaml(read(paths.PARAMETERS)))
         evaluation, training = (json.loads(read(path)) for path in (paths.EVALUATION, paths.TRAINING))
-        figures = {key: float((evaluation | training)[key]) for key in SHOWN}
-        return Experiment(name, parameters, figures, _inputs(read, str(parameters["model"]), str(parameters["data"])))
+        return replace(experiment, figures={key: float((evaluation | training)[key]) for key in SHOWN})
     except FileNotFoundError as error:
         raise UserError(f"{name} has no {error.filename}; expected an experiment of this project") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{name}: its parameters or metrics are not as dvc repro writes them: {error!r}") from error
-
-
-def _inputs(read: Reader, model: str, data: str) -> dict[str, str]:
-    """The shortened md5 of each file that the model's stages depend on and that no stage makes: code and raw data."""
-    deps: dict[str, str] = {}
-    made: set[str] = set()
-    # Entries of earlier runs of other models and data sets do not count.
-    others = {f"-{other}" for other in MODELS if other != model}
-    others |= {Path(folder).name for folder in (paths.SAMPLE, paths.MPII) if Path(folder) != Path(data)}
-    for lock in paths.LOCKS:
-        try:
-            stages = parse_yaml(read(lock))["stages"]
-        except FileNotFoundError:  # photographs of one's own need no stage of data/dvc.yaml
-            if lock == paths.LOCKS[0]:
-                raise
-            continue
-        for name, stage in stages.items():
-            made |= {out["path"] for out in stage.get("outs", [])}
-            if not name.endswith(tuple(others)):
-                deps |= {dep["path"]: str(dep.get("md5"))[:7] for dep in stage.get("deps", [])}
-    return {path: md5 for path, md5 in deps.items() if path not in made}
+        raise UserError(f"{name}: its metrics are not as dvc repro writes them: {error!r}") from error
 
 
 def main() -> None:

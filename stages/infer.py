@@ -88,8 +88,7 @@ def _run(name: str, section: Scratch | Pretrained) -> None:
 
 def _model(name: str, section: Scratch | Pretrained, path: Path) -> Model:
     """The model in `path`, or its head alone if the features of its backbone are stored."""
-    stored = isinstance(section, Pretrained) and not section.fine_tune_epochs
-    if isinstance(section, Pretrained) and stored and section.features == "pooled":
+    if isinstance(section, Pretrained) and section.solved:
         head, labels = load_linear_head(path)
         return Model(head.probabilities, head.mean.shape, labels, "NumPy", paths.features(name), "pooled")
     # Imported here: it takes seconds, and a linear head does not need it.
@@ -97,6 +96,7 @@ def _model(name: str, section: Scratch | Pretrained, path: Path) -> Model:
     from stages.common.runtime.backend import device
 
     whole, labels = load(path)
+    stored = isinstance(section, Pretrained) and not section.fine_tune_epochs
     model = head_of(whole) if stored else whole
     folder, dataset = (paths.features(name), "maps") if stored else (paths.RESIZED, "pixels")
     return Model(model.predict_on_batch, model.input_shape[1:], labels, device(), folder, dataset)

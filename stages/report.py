@@ -68,7 +68,7 @@ def _shown_parameters(values: Parameters) -> dict[str, Any]:
 
 def _results(values: Parameters, cost: dict[str, Any]) -> Results:
     split, curves = read_split(), paths.curves(values.model)
-    counts = split.loc[split["part"] == "train", "label"].value_counts()
+    shares = split.loc[split["part"] == "train", "label"].value_counts(normalize=True)
     with reading(curves):
         learning_curves = pd.read_csv(curves)
     with reading(paths.LABEL_SCORES):
@@ -86,7 +86,7 @@ def _results(values: Parameters, cost: dict[str, Any]) -> Results:
         curves=learning_curves,
         labels=labels,
         predictions=read_predictions(paths.predictions(values.model)),
-        majority=min(counts[counts == counts.max()].index),
+        frequencies={str(label): float(share) for label, share in shares.items()},
     )
 
 

@@ -1,8 +1,5 @@
 """Train one model by the recipe of its kind. The test part is never read here."""
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import pandas as pd
 
@@ -16,7 +13,7 @@ from stages.common.runtime.live import live_curves
 from stages.common.runtime.lock import lock
 from stages.common.runtime.parameters import MODELS, Pretrained, Scratch
 from stages.common.runtime.resuming import code, fingerprint, resumable
-from stages.common.training.recipe import Trained
+from stages.common.training.recipe import Trained, recipe_of
 from stages.common.training.trainer import Trainer
 
 
@@ -29,27 +26,15 @@ def main() -> None:
         _run(stage, name, getattr(values, name), values.seed)
 
 
-def _recipe(section: Scratch | Pretrained) -> Callable[[str, Any, int, pd.DataFrame, Trainer], Trained]:
-    # Imported here: a stage depends on the code that it loads, and a change of the heads must not train scratch again.
-    if isinstance(section, Scratch):
-        from stages.common.recipes import scratch
-
-        return scratch.train
-    from stages.common.recipes import pretrained
-
-    return pretrained.train
-
-
 def _run(stage: str, name: str, section: Scratch | Pretrained, seed: int) -> None:
-    train = _recipe(section)
     split = read_split()
     folders = [folder for folder in (paths.RESIZED, paths.features(name)) if folder.is_dir()]
     inputs = fingerprint(file for folder in folders for file in sorted(folder.iterdir()))
     depends = seed, section.model_dump(), split.to_csv(), inputs
     with resumable(paths.model_file(name), code(), device(), *depends) as folder:
         trainer = Trainer(stage, folder, live_curves())
-        trained = train(name, section, seed, split, trainer)
-        model = with_probabilities(trained.model, name)
+        trained = recipe_of(section)(name, section, seed, split, trainer)
+        model = with_probabilities(trained.whole(), name)
         save(model, paths.model_file(name), trained.labels)
         _write_results(name, section, trained, trainer, model.count_params())
 

@@ -1,15 +1,14 @@
-"""The intervals contain the truth as often as they say, and their scores are scikit-learn's."""
+"""The intervals contain the truth as often as they say."""
 
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import accuracy_score
 
 from stages.common.evaluation import bootstrap
+from stages.common.evaluation.metrics import OF_LABELS, scores, tally
 from stages.common.evaluation.predictions import occurring_labels
-from stages.common.evaluation.scores import f1
 
 
 def draw(
@@ -39,7 +38,7 @@ def draw(
 
 
 def score(table: pd.DataFrame) -> np.ndarray:
-    return bootstrap.scores(bootstrap.tally(table, occurring_labels(table)).sum(axis=0))
+    return scores(tally(table, occurring_labels(table)).sum(axis=0))
 
 
 class Population:
@@ -48,12 +47,15 @@ class Population:
     def __init__(self, table: pd.DataFrame) -> None:
         self.scores = score(table)
         labels = sorted(set(table["label"]))
-        right, images, predicted = bootstrap.tally(table, labels).sum(axis=0)
+        right, images, predicted = tally(table, labels).sum(axis=0)
         self.f1 = dict(zip(labels, 2 * right / (images + predicted), strict=True))
+        self.recall = dict(zip(labels, right / images, strict=True))
 
     def expected(self, table: pd.DataFrame) -> np.ndarray:
-        """The expected scores of a test part; macro F1 is the mean over the labels that occur in it."""
-        return np.array([np.mean([self.f1[label] for label in set(table["label"])]), *self.scores[1:]])
+        """The expected scores of a test part; means over labels are those over the labels that occur in it."""
+        occurring = set(table["label"])
+        macro = [np.mean([values[label] for label in occurring]) for values in (self.f1, self.recall)]
+        return np.array([macro[0], *self.scores[1:3], macro[1]])
 
 
 @pytest.mark.slow
@@ -68,12 +70,12 @@ def test_intervals_contain_the_truth_about_95_times_of_100(
     generator = np.random.default_rng(1)
     population = Population(*draw(60_000, labels, generator, (0.55,), huge))
     trials = 200
-    contained = np.zeros(3)
+    contained = np.zeros(len(OF_LABELS))
     for _ in range(trials):
         (table,) = draw(videos, labels, generator, (0.55,), huge)
         truth = population.expected(table)
         ends = np.array(list(bootstrap.intervals(table).values()))
-        contained += (ends[:, 0] <= truth) & (truth <= ends[:, 1])
+        contained += (ends[:, 1] <= truth) & (truth <= ends[:, 2])
     # 200 trials of 0.95 are within 0.90 and 0.99 nearly always
     assert (contained / trials > 0.89).all(), contained / trials
     assert (contained / trials <= 0.995).all(), contained / trials
@@ -87,7 +89,7 @@ def test_equal_models_differ_significantly_about_5_times_of_100_and_a_better_one
     monkeypatch.setattr(bootstrap, "RESAMPLES", 1000)
     generator = np.random.default_rng(2)
     trials = 200
-    found = {0.5: np.zeros(3), 0.7: np.zeros(3)}
+    found = {accuracy: np.zeros(len(OF_LABELS)) for accuracy in (0.5, 0.7)}
     for _ in range(trials):
         a, equal, better = draw(videos, labels, generator, (0.5, 0.5, 0.7))
         for accuracy, b in ((0.5, equal), (0.7, better)):
@@ -98,14 +100,8 @@ def test_equal_models_differ_significantly_about_5_times_of_100_and_a_better_one
                     values.p - bootstrap.ALPHA
                 ) < 0.01
     assert (found[0.5] / trials < 0.1).all(), found
-    assert (found[0.7] / trials > 0.5).all(), found
-
-
-def test_scores_are_scikit_learns() -> None:
-    (table,) = draw(30, 8, np.random.default_rng(3), (0.5,))
-    truth, predicted = table["label"].to_numpy(), table["prediction"].to_numpy()
-    theirs = [f1(truth, predicted, "macro"), f1(truth, predicted, "weighted"), accuracy_score(truth, predicted)]
-    assert score(table) == pytest.approx(theirs)
+    # Rare labels count most in balanced accuracy.
+    assert (found[0.7] / trials > (0.5, 0.5, 0.5, 0.4)).all(), found
 
 
 def test_frames_of_one_video_count_as_one() -> None:
@@ -120,9 +116,9 @@ def test_frames_of_one_video_count_as_one() -> None:
     many = pd.concat([one.assign(image=one["image"] + f"_{frame}") for frame in range(20)])
     apart = bootstrap.intervals(many.assign(video=many["image"]))
     together = bootstrap.intervals(many)
-    for name, (low, high) in bootstrap.intervals(one).items():
-        assert together[name] == pytest.approx((low, high))
-        assert apart[name][1] - apart[name][0] < (high - low) / 3
+    for name, score in bootstrap.intervals(one).items():
+        assert together[name] == pytest.approx(score)
+        assert apart[name].high - apart[name].low < (score.high - score.low) / 3
 
 
 def test_the_same_predictions_have_the_same_interval_in_any_order() -> None:
@@ -131,7 +127,7 @@ def test_the_same_predictions_have_the_same_interval_in_any_order() -> None:
     assert bootstrap.intervals(shuffled) == bootstrap.intervals(b)
     assert bootstrap.differences(a, shuffled) == bootstrap.differences(a, b)
     there, back = bootstrap.differences(a, b), bootstrap.differences(b, a)
-    for name in bootstrap.METRICS:
+    for name in OF_LABELS:
         assert there[name].difference == pytest.approx(-back[name].difference)
         assert (there[name].low, there[name].high) == pytest.approx((-back[name].high, -back[name].low))
         assert there[name].p == pytest.approx(back[name].p)
@@ -150,7 +146,8 @@ def test_the_same_predictions_have_the_same_interval_in_any_order() -> None:
 def test_the_smallest_test_parts_have_an_interval_within_0_and_1(rows: list[tuple[str, ...]]) -> None:
     table = pd.DataFrame(rows, columns=["image", "video", "label", "prediction"])
     observed = score(table)
-    for (low, high), value in zip(bootstrap.intervals(table).values(), observed, strict=True):
+    for (found, low, high), value in zip(bootstrap.intervals(table).values(), observed, strict=True):
+        assert found == pytest.approx(value)
         assert 0 <= low <= value <= high <= 1
     for values in bootstrap.differences(table, table).values():
         assert values.difference == 0
@@ -163,7 +160,7 @@ def test_the_smallest_test_parts_have_an_interval_within_0_and_1(rows: list[tupl
 def test_all_correct_or_all_wrong_is_not_certain(videos: int, right: bool) -> None:
     names = [str(number) for number in range(videos)]
     table = pd.DataFrame({"image": names, "video": names, "label": "a", "prediction": "a" if right else "b"})
-    for low, high in bootstrap.intervals(table).values():
+    for _, low, high in bootstrap.intervals(table).values():
         if videos < bootstrap.MIN_VIDEOS:
             assert (low, high) == (0, 1)
         else:
@@ -176,11 +173,30 @@ def test_all_correct_or_all_wrong_is_not_certain(videos: int, right: bool) -> No
 
 def test_each_image_without_a_video_is_a_video_of_its_own() -> None:
     (table,) = draw(20, 4, np.random.default_rng(6), (0.5,))
-    assert len(bootstrap.tally(table.assign(video=""), occurring_labels(table))) == len(table)
+    assert len(tally(table.assign(video=""), occurring_labels(table))) == len(table)
 
 
 @pytest.mark.parametrize("change", [{"label": "other"}, {"video": "other"}, {"image": "other.jpg"}])
 def test_different_test_parts_are_refused(change: dict[str, Any]) -> None:
     a, b = draw(10, 4, np.random.default_rng(7), (0.5, 0.5))
-    with pytest.raises(ValueError, match="different test parts"):
+    with pytest.raises(ValueError, match="predictions of different images"):
         bootstrap.differences(a, b.assign(**change))
+
+
+def test_several_runs_have_their_mean_and_an_interval_that_knows_the_seeds() -> None:
+    """Runs that differ much: an interval over the videos of their mean would be too narrow."""
+    generator = np.random.default_rng(8)
+    runs = draw(200, 4, generator, (0.3, 0.8, 0.5, 0.6))
+    pooled = bootstrap.intervals(runs)
+    single = [bootstrap.intervals(run)["macro_f1"].value for run in runs]
+    assert pooled["macro_f1"].value == pytest.approx(np.mean(single))
+    (base,) = draw(200, 4, np.random.default_rng(8), (0.3,))
+    of_one = bootstrap.differences(base, runs[1])["macro_f1"]
+    of_group = bootstrap.differences(base, runs)["macro_f1"]
+    assert of_group.difference == pytest.approx(np.mean(single) - single[0])
+    assert of_group.high - of_group.low > 2 * (of_one.high - of_one.low)
+    # About t * s / sqrt(n) of four runs; their videos add little.
+    expected = 2 * 1.96 * np.std(single, ddof=1) / 2
+    assert of_group.high - of_group.low == pytest.approx(expected, rel=0.35)
+    alike = bootstrap.differences([base, base], [runs[1], runs[1]])["macro_f1"]
+    assert alike == pytest.approx(of_one)

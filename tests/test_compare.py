@@ -9,10 +9,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from stages import evaluate
 from stages.common.comparison.results import read_result
 from stages.common.evaluation import bootstrap
 from stages.common.evaluation.predictions import occurring_labels
+from stages.common.evaluation.summary import label_scores, summary
 from stages.common.runtime import paths
 from stages.common.runtime.errors import UserError
 from tests.conftest import ROOT, Clone
@@ -46,13 +46,13 @@ class Repository(Clone):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)  # a link into the cache
         table.to_csv(path, index=False)
-        scores = {"model": model, **evaluate.score(table)}
+        scores = {"model": model, **summary(table)}
         training = {"model": model, "seconds": seconds, "parameters": 1000}
         for folder in ("metrics", "plots"):
             (self.path / folder).mkdir(exist_ok=True)
         (self.path / paths.EVALUATION).write_text(json.dumps(scores))
         (self.path / paths.TRAINING).write_text(json.dumps(training))
-        labels = evaluate.label_scores(table, occurring_labels(table))
+        labels = label_scores(table, occurring_labels(table))
         labels.to_csv(self.path / paths.LABEL_SCORES, index=False)
         (self.path / "dvc.yaml").write_text(f"stages: {{infer: {{cmd: 'false', outs: [{paths.predictions(model)}]}}}}")
         self.run("dvc", "commit", "--force", "--quiet")
@@ -90,7 +90,7 @@ def test_two_revisions_with_everything_that_changed(repository: Repository) -> N
     found = bootstrap.differences(predictions(0.5), predictions(0.9))["macro_f1"]
     assert f"{found.low:+.3f} to {found.high:+.3f}" in lines["macro F1"]
     assert "Macro F1 is better by more than the choice of test videos explains" in shown
-    assert "The effect of another seed is not included: python -m commands.seeds." in shown
+    assert "The effect of another seed is not included: compare groups of seeds, A1,A2,A3 B1,B2,B3." in shown
     assert "Labels with the largest gain" in shown
     assert "Labels with the largest loss" not in shown
     assert "30 correct in both, 0 only in A, 24 only in B, 6 in neither" in shown
@@ -159,7 +159,7 @@ def test_predictions_come_from_a_remote_when_the_cache_is_gone(repository: Repos
 def test_different_test_parts_are_named_and_not_tested(repository: Repository) -> None:
     repository.commit("other", predictions(0.8, first=30), model="vgg16")
     shown = repository.compare("new", "other")
-    assert "the test parts differ (60 images in A, 60 in B, 30 of them the same with the same label)" in shown
+    assert "the test images differ (60 images in A, 60 in B, 30 of them the same with the same label)" in shown
     assert "choice of test videos" not in shown
     assert "95 %" not in shown
     assert "Of 30 images in both" in shown
@@ -278,7 +278,7 @@ def test_outside_a_repository_is_one_line(tmp_path: Path, command: str) -> None:
 @pytest.mark.parametrize("table", ["image,video\n1,2\n", "image,video,label,prediction,probability\n", ""])
 def test_predictions_that_are_not_a_table_with_rows_are_one_error(table: str) -> None:
     files = {
-        paths.EVALUATION: json.dumps({"model": "scratch", **evaluate.score(predictions(0.5))}),
+        paths.EVALUATION: json.dumps({"model": "scratch", **summary(predictions(0.5))}),
         paths.TRAINING: "{}",
         paths.LABEL_SCORES: "label,f1,support\na,1,1\n",
         paths.predictions("scratch"): table,

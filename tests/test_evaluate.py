@@ -9,8 +9,9 @@ import pytest
 from sklearn.metrics import f1_score
 
 from stages import evaluate, report
-from stages.common.evaluation import bootstrap
+from stages.common.evaluation.metrics import METRICS
 from stages.common.evaluation.predictions import read_predictions
+from stages.common.evaluation.summary import label_scores, summary
 from stages.common.runtime import paths
 from stages.common.runtime.errors import UserError
 
@@ -23,19 +24,16 @@ def predictions(truth: list[str], predicted: list[str]) -> pd.DataFrame:
 def test_scores_of_a_hand_made_case() -> None:
     truth = ["a"] * 6 + ["b"] * 3 + ["c"]
     predicted = ["a"] * 5 + ["b"] + ["b"] * 2 + ["a"] + ["d"]
-    scores = evaluate.score(predictions(truth, predicted))
+    scores = summary(predictions(truth, predicted))
     a, b, c = 10 / 12, 4 / 6, 0.0
     assert scores["macro_f1"] == pytest.approx((a + b + c) / 3, abs=1e-6)
     assert scores["weighted_f1"] == pytest.approx((6 * a + 3 * b + 1 * c) / 10, abs=1e-6)
     assert scores["accuracy"] == 0.7
     assert scores["expected_calibration_error"] == pytest.approx(0.2)
-    assert scores["test_images"] == 10
 
 
 def test_the_scores_of_labels_have_every_label_by_support() -> None:
-    table = evaluate.label_scores(
-        pd.DataFrame({"label": ["a", "b", "b"], "prediction": ["b", "b", "b"]}), ["a", "b", "c"]
-    )
+    table = label_scores(pd.DataFrame({"label": ["a", "b", "b"], "prediction": ["b", "b", "b"]}), ["a", "b", "c"])
     assert list(table["label"]) == ["b", "a", "c"]
     assert list(table["support"]) == [2, 1, 0]
     assert table.loc[table["label"] == "b", ["precision", "recall", "f1"]].to_numpy().tolist() == [
@@ -44,7 +42,7 @@ def test_the_scores_of_labels_have_every_label_by_support() -> None:
 
 
 def test_the_support_is_whole_numbers_where_no_prediction_is_correct() -> None:
-    table = evaluate.label_scores(pd.DataFrame({"label": ["a", "b", "b"], "prediction": ["b", "a", "a"]}), ["a", "b"])
+    table = label_scores(pd.DataFrame({"label": ["a", "b", "b"], "prediction": ["b", "a", "a"]}), ["a", "b"])
     assert table.to_csv(index=False).splitlines()[1:] == ["b,0.0,0.0,0.0,2", "a,0.0,0.0,0.0,1"]
 
 
@@ -62,14 +60,14 @@ def test_the_support_is_whole_numbers_where_no_prediction_is_correct() -> None:
     ],
 )
 def test_scores_of_odd_cases_are_defined(truth: list[str], predicted: list[str], macro: float, weighted: float) -> None:
-    scores = evaluate.score(predictions(truth, predicted))
+    scores = summary(predictions(truth, predicted))
     assert scores["macro_f1"] == pytest.approx(macro, abs=1e-6)
     assert scores["weighted_f1"] == pytest.approx(weighted, abs=1e-6)
     present = sorted(set(truth))
     for average, value in (("macro", macro), ("weighted", weighted)):
         theirs = f1_score(truth, predicted, labels=present, average=average, zero_division=0)
         assert value == pytest.approx(theirs)
-    table = evaluate.label_scores(pd.DataFrame({"label": truth, "prediction": predicted}), sorted({*truth, *predicted}))
+    table = label_scores(pd.DataFrame({"label": truth, "prediction": predicted}), sorted({*truth, *predicted}))
     assert np.isfinite(table[["precision", "recall", "f1"]].to_numpy()).all()
 
 
@@ -86,14 +84,17 @@ def test_evaluate_writes_what_follows_from_the_predictions(workspace: Path) -> N
     metrics = json.loads(paths.EVALUATION.read_text())
     assert list(metrics) == [
         "model",
+        "test_images",
         "macro_f1",
         "weighted_f1",
         "accuracy",
+        "balanced_accuracy",
+        "top_5_accuracy",
+        "mean_average_precision",
         "expected_calibration_error",
-        "test_images",
-        *(f"{metric}_interval" for metric in bootstrap.METRICS),
+        *(f"{metric}_interval" for metric in METRICS),
     ]
-    assert metrics == {"model": "scratch", **evaluate.score(read)}
+    assert metrics == {"model": "scratch", "test_images": 3, **summary(read)}
     assert metrics["accuracy"] == pytest.approx(2 / 3, abs=1e-6)
     table = pd.read_csv(paths.LABEL_SCORES, keep_default_na=False)
     assert list(table.columns) == ["label", "precision", "recall", "f1", "support"]

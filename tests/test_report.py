@@ -16,10 +16,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
+from sklearn.metrics import f1_score
 
-from stages import evaluate, report
+from stages import report
 from stages.common.dataset import chunks
-from stages.common.evaluation import bootstrap, calibration
+from stages.common.evaluation import calibration
+from stages.common.evaluation.metrics import METRICS
+from stages.common.evaluation.predictions import OF
+from stages.common.evaluation.summary import label_scores, summary
 from stages.common.report import charts, gallery, page
 from stages.common.runtime import paths
 from stages.common.runtime.errors import UserError
@@ -51,6 +55,7 @@ def predictions(labels: list[str], images: int = 120, accuracy: float = 0.6) -> 
             "label": truth,
             "prediction": np.array(labels)[probabilities.argmax(axis=1)],
             "probability": probabilities.max(axis=1),
+            **{OF + label: probabilities[:, place] for place, label in enumerate(labels)},
         }
     )
 
@@ -77,7 +82,7 @@ def results(labels: list[str] = HOSTILE, **changes: Any) -> page.Results:
         annotate={"images": 1200, "labelled": 900, "categories": 20, "activities": 40},
         split={"train": 600, "validation": 100, "test": len(table), "unlabelled": 300, "labels": len(labels)},
         resize={"bad": 2},
-        evaluation={"model": values["model"], **evaluate.score(table)},
+        evaluation={"model": values["model"], **summary(table)},
         training={
             "seconds": 12.3,
             "seconds_per_epoch": 4.1,
@@ -89,9 +94,9 @@ def results(labels: list[str] = HOSTILE, **changes: Any) -> page.Results:
             "best_epoch": 3,
         },
         curves=pd.DataFrame(curves),
-        labels=evaluate.label_scores(table, labels),
+        labels=label_scores(table, labels),
         predictions=table,
-        majority=changes.pop("majority", labels[0]),
+        frequencies=changes.pop("frequencies", {label: 1 / len(labels) for label in labels}),
     )
 
 
@@ -114,12 +119,12 @@ def words(text: str) -> str:
 def test_the_page_says_what_the_results_are() -> None:
     found = results()
     shown = words(page.page(found, plain))
-    for name, text in bootstrap.METRICS.items():
+    for name, text in METRICS.items():
         low, high = found.evaluation[f"{name}_interval"]
         assert f"{text} {found.evaluation[name]:.3f} ({low:.2f} to {high:.2f})" in shown
     base = found.predictions.assign(prediction="sports")
-    counts = bootstrap.tally(base, sorted({*base["label"]})).sum(axis=0)
-    assert f"always “sports”: {bootstrap.scores(counts)[0]:.3f}" in shown
+    macro_f1 = f1_score(base["label"], base["prediction"], average="macro", zero_division=0)
+    assert f"always “sports”: {macro_f1:.3f}" in shown
     assert "commit 0123456789ab" in shown
     assert "training 12.3 s" in shown
     for row in found.labels.to_dict("records"):

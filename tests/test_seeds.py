@@ -9,14 +9,15 @@ import pytest
 import yaml
 
 from commands import seeds
+from stages.common.comparison.experiments import Experiment
 from stages.common.runtime import paths
 from tests.conftest import ROOT, Clone
 
 
-def experiment(name: str, score: float, **parameters: Any) -> seeds.Experiment:
+def experiment(name: str, score: float, **parameters: Any) -> Experiment:
     values = {"model": "scratch", "seed": 1, "split.seed": 1, "scratch.dropout": 0.5, "vgg16.l2": 100}
     figures = {"macro_f1": score, "weighted_f1": score, "accuracy": score, "seconds": 10 * score}
-    return seeds.Experiment(name, values | parameters, figures)
+    return Experiment(name, values | parameters, figures)
 
 
 def test_mean_and_range_by_hand() -> None:
@@ -210,7 +211,8 @@ def test_files_of_another_project_are_one_line(repository: Experiments, name: st
     repository.run("git", "commit", "-qam", "Other")
     repository.run("git", "tag", "other")
     shown = ask(repository, "other", ok=False)
-    assert shown.startswith("error: other: its parameters or metrics are not as dvc repro writes them")
+    what = "metrics" if name.startswith("metrics") else "parameters or locks"
+    assert shown.startswith(f"error: other: its {what} are not as dvc repro writes them")
     assert len(shown.splitlines()) == 1
 
 

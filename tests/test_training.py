@@ -450,7 +450,8 @@ def test_the_head_is_scikit_learns_logistic_regression(coloured_split: pd.DataFr
     section = pretrained_section(l2=20.0, fine_tune_epochs=0, imbalance="class_weight")
     extract_features(section)
     trainer = Trainer("train-backbone", tmp_path)
-    model, labels, _ = pretrained.train("backbone", section, 5, coloured_split, trainer)
+    trained = pretrained.train("backbone", section, 5, coloured_split, trainer)
+    model, labels = trained.whole(), trained.labels
     pooled = Rows(paths.features("backbone"), "pooled").read(list(coloured_split["image"]))
     used = (coloured_split["part"] == "train").to_numpy()
     pooled = pooled.astype(np.float64)

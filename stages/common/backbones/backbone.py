@@ -5,7 +5,7 @@ of it loads with `safe_mode=True`.
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ import numpy as np
 
 from stages.common.backbones.batch_norm import calibrate_batch_norm
 from stages.common.backbones.network import Network
-from stages.common.runtime.backend import keras
+from stages.common.runtime.backend import Layers, keras
 from stages.common.runtime.errors import UserError, short
 
 # Not the parameter `seed`: a new seed must not run the backbone over all images again.
@@ -26,9 +26,6 @@ SCALINGS: dict[str, tuple[Any, Any]] = {
     "tf": (1 / 127.5, -1.0),
     "torch": ([1 / (255 * std) for std in (0.229, 0.224, 0.225)], [-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225]),
 }
-
-
-Layers = Callable[[keras.KerasTensor], keras.KerasTensor]
 
 
 class Built(NamedTuple):
@@ -93,7 +90,7 @@ def _build(network: Network, input_size: int | None, pretrained: bool) -> Built:
     if network.source == "hub":
         from stages.common.backbones.hub import load_preset
 
-        return Built(*load_preset(network.name, input_size, pretrained))
+        return load_preset(network.name, input_size, pretrained)
     side = input_size or network.input_size or 0
     if network.source == "efficientnet_lite":
         from stages.common.backbones.efficientnet_lite import efficientnet_lite, scale

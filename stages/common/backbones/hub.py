@@ -1,31 +1,18 @@
 """Image backbones of KerasHub, from the name of a preset or from the folder of one."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras_hub
 
+from stages.common.backbones.backbone import Built
 from stages.common.runtime.backend import keras
 from stages.common.runtime.errors import UserError, short
 
 INPUT_SIZE = 224  # if neither the network nor its image converter says one
 
 
-Layers = Callable[[keras.KerasTensor], keras.KerasTensor]
-
-
-class Preset(NamedTuple):
-    """As `backbone.Built`: `scale` and `interpolation` are those of the preset's image converter."""
-
-    model: keras.Model
-    scale: Layers
-    input_size: int
-    apply: Layers
-    interpolation: str
-
-
-def load_preset(name: str, input_size: int | None, pretrained: bool) -> Preset:
-    """Load a preset's backbone and image converter.
+def load_preset(name: str, input_size: int | None, pretrained: bool) -> Built:
+    """Load a preset's backbone, and the scaling and interpolation of its image converter.
 
     Its features are maps, (n, height, width, channels), or (n, channels) if it computes tokens: see `_pooled`.
 
@@ -64,7 +51,7 @@ def load_preset(name: str, input_size: int | None, pretrained: bool) -> Preset:
     def apply(images: keras.KerasTensor) -> keras.KerasTensor:
         return _pooled(backbone, backbone(keras.tree.map_structure(lambda _: images, backbone.input)))
 
-    return Preset(backbone, scale, side, apply, converter.interpolation)
+    return Built(backbone, scale, side, apply, converter.interpolation)
 
 
 def _image_converter(name: str) -> Any:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from stages.common.comparison.results import Result
 from stages.common.evaluation import bootstrap
-from stages.common.evaluation.predictions import occurring_labels
+from stages.common.evaluation.metrics import METRICS, Scorer
 
 SHOWN_LABELS = 5
 SHOWN_IMAGES = 20
@@ -29,59 +29,68 @@ class Comparison:
     parts: list[str | Table] = field(default_factory=list)
 
 
-def compare(a: Result, b: Result, *, every: bool = False) -> Comparison:
+def compare(a: Result, b: Result, *, every: bool = False, out_of_fold: bool = False) -> Comparison:
     """B against A.
 
     Args:
         a: the older one.
         b: the newer one.
         every: list all images on which they disagree, not only the first ones.
+        out_of_fold: whether these are predictions by cross-validation; else they are those of the test part.
     """
     out = Comparison()
-    paired = _add_test_parts(a, b, out)
+    paired = _add_images_compared(a, b, "labelled" if out_of_fold else "test", out)
     out.parts.append(_scores(a, b, paired))
     if paired and not _are_same(a, b):
-        out.parts.append(_verdict(paired["macro_f1"]))
+        out.parts.append(_verdict(paired["macro_f1"], a, b, out_of_fold))
     _add_labels(a, b, out)
-    if a.predictions is not None and b.predictions is not None:
-        _add_images(a.predictions, b.predictions, every, out)
+    if len(a.runs) == len(b.runs) == 1:
+        _add_images(a.runs[0], b.runs[0], every, out)
     return out
 
 
 def _are_same(a: Result, b: Result) -> bool:
     """Whether both have the same predictions for the same images."""
     columns = ["image", "label", "prediction"]
-    tables = [each.predictions for each in (a, b) if each.predictions is not None]
-    return len(tables) == 2 and len(tables[0].merge(tables[1], on=columns)) == len(tables[0]) == len(tables[1])
+    return len(a.runs) == len(b.runs) and all(
+        len(x.merge(y, on=columns)) == len(x) == len(y) for x, y in zip(a.runs, b.runs, strict=True)
+    )
 
 
-def _add_test_parts(a: Result, b: Result, out: Comparison) -> dict[str, bootstrap.Difference]:
+def _add_images_compared(a: Result, b: Result, kind: str, out: Comparison) -> dict[str, bootstrap.Difference]:
     """Say what is compared. Returns the paired differences, empty if there can't be any."""
-    out.parts.append(f"A is {a.name} ({a.evaluation['model']}), B is {b.name} ({b.evaluation['model']}).")
+    described = [
+        f"{name} is {f'the mean of {each.seeds} seeds: ' if each.seeds > 1 else ''}{each.name} ({each.model})"
+        for name, each in (("A", a), ("B", b))
+    ]
+    out.parts.append(f"{', '.join(described)}.")
     for each in (a, b):
-        if each.predictions is None:
+        if not each.runs:
             out.parts.append(f"No interval and no p-value: the predictions of {each.name} are missing: {each.missing}.")
-    if a.predictions is None or b.predictions is None:
+    if not (a.runs and b.runs):
         return {}
+    of_a, of_b = a.runs[0], b.runs[0]
     try:
-        paired = bootstrap.differences(a.predictions, b.predictions)
+        paired = bootstrap.differences(a.runs, b.runs)
     except ValueError:
-        same = len(a.predictions.merge(b.predictions, on=["image", "label", "video"]))
+        same = len(of_a.merge(of_b, on=["image", "label", "video"]))
         out.parts.append(
-            f"No interval and no p-value: the test parts differ ({len(a.predictions)} images in A, {len(b.predictions)} in "
-            f"B, {same} of them the same with the same label). The difference below is partly that of the images. "
-            "Compare revisions with the same data, target and split."
+            f"No interval and no p-value: the {kind} images differ ({len(of_a)} images in A, {len(of_b)} in B, {same} of them "
+            "the same with the same label). The difference below is partly that of the images. Compare revisions with the "
+            "same data, target and split."
         )
         return {}
-    videos = len(bootstrap.tally(a.predictions, occurring_labels(a.predictions)))
-    out.parts.append(f"Both on the same {len(a.predictions)} test images of {videos} videos.")
+    how = ", predicted out of fold" if kind == "labelled" else ""
+    out.parts.append(f"Both on the same {len(of_a)} {kind} images of {Scorer(of_a).videos} videos{how}.")
     return paired
 
 
 def _scores(a: Result, b: Result, paired: dict[str, bootstrap.Difference]) -> Table:
     rows = []
-    for metric, text in bootstrap.METRICS.items():
-        of_a, of_b = a.evaluation[metric], b.evaluation[metric]
+    for metric, text in METRICS.items():
+        if metric not in a.scores or metric not in b.scores:  # of an older revision
+            continue
+        of_a, of_b = a.scores[metric], b.scores[metric]
         row = [text, f"{of_a:.3f}", f"{of_b:.3f}", f"{of_b - of_a:+.3f}"]
         if paired:
             found = paired[metric]
@@ -99,14 +108,18 @@ def _p(found: bootstrap.Difference) -> str:
     return "< 0.001" if found.p < 0.001 else f"{found.p:.3f}"
 
 
-def _verdict(found: bootstrap.Difference) -> str:
+def _verdict(found: bootstrap.Difference, a: Result, b: Result, out_of_fold: bool) -> str:
     interval = f"95 % interval {found.low:+.3f} to {found.high:+.3f}, p {_p(found)}"
+    videos = "the videos" if out_of_fold else "test videos"
+    choice = f"the choice of {videos} and of the seeds" if max(a.seeds, b.seeds) > 1 else f"the choice of {videos}"
     if found.p >= bootstrap.ALPHA:
-        return f"Macro F1 changed by {found.difference:+.3f}, which the choice of test videos may explain ({interval})."
-    return (
-        f"Macro F1 is {'better' if found.difference > 0 else 'worse'} by more than the choice of test videos explains "
-        f"({interval}). The effect of another seed is not included: python -m commands.seeds."
+        return f"Macro F1 changed by {found.difference:+.3f}, which {choice} may explain ({interval})."
+    verdict = (
+        f"Macro F1 is {'better' if found.difference > 0 else 'worse'} by more than {choice} explains ({interval})."
     )
+    if max(a.seeds, b.seeds) > 1:
+        return verdict
+    return f"{verdict} The effect of another seed is not included: compare groups of seeds, A1,A2,A3 B1,B2,B3."
 
 
 def _add_labels(a: Result, b: Result, out: Comparison) -> None:
@@ -125,7 +138,7 @@ def _add_labels(a: Result, b: Result, out: Comparison) -> None:
 
 
 def _label_row(row: dict[Hashable, Any]) -> list[str]:
-    counts = {str(row["support_a"]): None, str(row["support_b"]): None}
+    counts = {f"{row[side]:g}": None for side in ("support_a", "support_b")}
     return [str(row["label"]), ", ".join(counts), f"{row['f1_a']:.3f}", f"{row['f1_b']:.3f}", f"{row['change']:+.3f}"]
 
 

@@ -1,37 +1,45 @@
-"""The results that one revision has."""
+"""The results that revisions have: of the test part, or out of fold."""
 
 import io
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from stages.common.evaluation import bootstrap
-from stages.common.evaluation.predictions import COLUMNS, occurring_labels, parse_predictions
+from stages.common.evaluation.metrics import DIGITS, METRICS, Scorer, tally
+from stages.common.evaluation.predictions import occurring_labels, parse_predictions
 from stages.common.runtime import paths
 from stages.common.runtime.errors import UserError
+from stages.common.runtime.parameters import parse_yaml
 from stages.common.runtime.revisions import Reader
 
 COSTS = {"seconds": float, "parameters": int}
+# What is wrong with a file that was edited, or written by another program.
+WRONG = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError)
 
 
 @dataclass(frozen=True)
 class Result:
-    """The results of one revision; the dictionaries are the content of its JSON files."""
+    """The results of one revision, or the means of several."""
 
     name: str
-    evaluation: dict[str, Any]
-    training: dict[str, Any]
+    model: str
+    scores: dict[str, float]  # those of `METRICS` that it has
+    training: dict[str, Any]  # seconds and parameters, if known
     labels: pd.DataFrame  # label, f1, support
-    predictions: pd.DataFrame | None  # image, video, label, prediction, probability
-    missing: str = ""  # why there are no predictions
+    runs: Sequence[pd.DataFrame] = ()  # tables of predictions of the same images; none: `missing` says why
+    missing: str = ""
+    seeds: int = 1
 
 
 def read_result(name: str, read: Reader) -> Result:
-    """The results of one revision.
+    """The results of one revision on the test part.
 
     Args:
         name: of the revision, as the user calls it.
@@ -50,34 +58,125 @@ def read_result(name: str, read: Reader) -> Result:
         ]
         if not (labels["f1"].between(0, 1).all() and (labels["support"] >= 0).all() and labels["label"].is_unique):
             raise ValueError(f"{paths.LABEL_SCORES} has scores that are not from 0 to 1, or a label twice")
-        known = [_score(evaluation[metric]) for metric in bootstrap.METRICS]
-        path = paths.predictions(evaluation["model"])
+        scores, model = _scores(evaluation), str(evaluation["model"])
     except FileNotFoundError as error:
         raise UserError(
             f"{name} has no {error.filename or error}; expected a revision with the results of dvc repro"
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
+    except WRONG as error:
         raise UserError(
             f"{name}: its metrics or {paths.LABEL_SCORES} are not as dvc repro writes them: {error!r}"
         ) from error
+    path = paths.predictions(model)
     try:
-        predictions = parse_predictions(io.StringIO(read(path)))[COLUMNS]
-        if predictions.empty:
-            raise ValueError("no predictions in it")
-        if not (predictions["probability"].between(0, 1).all() and predictions["image"].is_unique):
-            raise ValueError("probabilities that are not from 0 to 1, or an image twice")
+        predictions = _predictions(read, path)
     except FileNotFoundError as error:
-        return Result(name, evaluation, training, labels, None, f"{path}: {error.strerror or 'no such file'}")
-    except (ValueError, KeyError, TypeError) as error:
+        missing = f"{path}: {error.strerror or 'no such file'}"
+        return Result(name, model, scores, training, labels, missing=missing)
+    except WRONG as error:
         raise UserError(f"{name}: {path} is not as dvc repro writes it: {error!r}") from error
-    counts = bootstrap.tally(predictions, occurring_labels(predictions)).sum(axis=0)
-    if not np.allclose(bootstrap.scores(counts), known, rtol=0, atol=1e-5):
-        raise UserError(f"{name}: {paths.EVALUATION} does not belong to {path}; run dvc repro there first")
-    return Result(name, evaluation, training, labels, predictions)
+    found = _mean_scores([predictions])
+    _check(name, found, scores, paths.EVALUATION, path)
+    return Result(name, model, found, training, labels, [predictions])
 
 
-def _score(value: Any) -> float:
-    """A score of evaluation.json. Raises a `ValueError` unless it is a number from 0 to 1."""
-    if not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise ValueError(f"a score is {value!r}; expected a number from 0 to 1")
-    return value
+def read_out_of_fold(name: str, read: Reader) -> Result | str:
+    """The out-of-fold results of one revision, or why it has none that belong to its model.
+
+    Args:
+        name: of the revision, as the user calls it.
+        read: returns the text of its files.
+
+    Raises:
+        UserError: it has files that this project does not write, or predictions of other scores.
+    """
+    try:
+        model = str(parse_yaml(read(paths.PARAMETERS))["model"])
+        locked = parse_yaml(read(paths.LOCKS[-1]))["stages"]
+        path, made_of = paths.out_of_fold(model), str(paths.model_file(model))
+        if "cross-validate" not in locked:
+            return "it was not cross-validated"
+        stage, train = locked["cross-validate"], locked[f"train-{model}"]
+        if [out["path"] for out in stage["outs"] if out["path"] == str(path)] == []:
+            return f"the stage cross-validate ran for another model than {model}"
+        if _md5(stage["deps"], made_of) != _md5(train["outs"], made_of):
+            return "the stage cross-validate has not run since the model was trained"
+        predictions, scores = _predictions(read, path), _scores(json.loads(read(paths.CROSS_VALIDATION)))
+        runs = [table for _, table in predictions.groupby("repeat")]
+    except FileNotFoundError as error:
+        return f"{error.filename}: {error.strerror}"
+    except WRONG as error:
+        raise UserError(
+            f"{name}: {paths.LOCKS[-1]} or its files are not as dvc repro writes them: {error!r}"
+        ) from error
+    found = _mean_scores(runs)
+    _check(name, found, scores, paths.CROSS_VALIDATION, path)
+    return Result(name, model, found, {}, _mean_labels(runs), runs)
+
+
+def mean_of(results: Sequence[Result]) -> Result:
+    """The means of results that differ in their seeds."""
+    if len(results) == 1:
+        return results[0]
+    shared = [metric for metric in METRICS if all(metric in result.scores for result in results)]
+    costs = [key for key in COSTS if all(key in result.training for result in results)]
+    labels = pd.concat(result.labels for result in results)
+    missing = [result.missing for result in results if result.missing]
+    return Result(
+        name=", ".join(result.name for result in results),
+        model=results[0].model,
+        scores={metric: fmean(result.scores[metric] for result in results) for metric in shared},
+        training={key: COSTS[key](fmean(result.training[key] for result in results)) for key in costs},
+        labels=labels.groupby("label", as_index=False)[["f1", "support"]].mean(),
+        runs=[] if missing else [table for result in results for table in result.runs],
+        missing="; ".join(missing),
+        seeds=len(results),
+    )
+
+
+def _md5(entries: list[dict[str, Any]], path: str) -> str:
+    (md5,) = (entry["md5"] for entry in entries if entry["path"] == path)
+    return str(md5)
+
+
+def _predictions(read: Reader, path: Path) -> pd.DataFrame:
+    predictions = parse_predictions(io.StringIO(read(path)))
+    repeats = predictions["repeat"] if "repeat" in predictions else pd.Series(1, predictions.index)
+    if predictions.empty:
+        raise ValueError("no predictions in it")
+    if (
+        not predictions["probability"].between(0, 1).all()
+        or predictions.groupby(repeats)["image"].value_counts().max() > 1
+    ):
+        raise ValueError("probabilities that are not from 0 to 1, or an image twice")
+    return predictions
+
+
+def _scores(values: dict[str, Any]) -> dict[str, float]:
+    """The scores of a file of metrics; those of older revisions are fewer."""
+    found = {metric: values[metric] for metric in METRICS if metric in values}
+    if not found.keys() >= {"macro_f1", "weighted_f1", "accuracy"}:
+        raise KeyError("macro_f1, weighted_f1 or accuracy")
+    for value in found.values():
+        if not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise ValueError(f"a score is {value!r}; expected a number from 0 to 1")
+    return found
+
+
+def _mean_scores(runs: Sequence[pd.DataFrame]) -> dict[str, float]:
+    scorers = [Scorer(table) for table in runs]
+    mean = np.mean([scorer(np.ones((1, scorer.videos)))[0] for scorer in scorers], axis=0)
+    return dict(zip(scorers[0].names, map(float, mean), strict=True))
+
+
+def _mean_labels(runs: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    names = occurring_labels(*runs)
+    correct, images, predicted = np.stack([tally(table, names).sum(axis=0) for table in runs], axis=1)
+    f1 = 2 * correct / np.maximum(images + predicted, 1)
+    return pd.DataFrame({"label": names, "f1": f1.mean(axis=0), "support": images[0]})
+
+
+def _check(name: str, found: dict[str, float], stated: dict[str, float], file: Path, path: Path) -> None:
+    tolerance = {metric: max(1e-5, 10.0 ** -DIGITS[metric]) for metric in METRICS}
+    if any(abs(found[metric] - stated[metric]) > tolerance[metric] for metric in found.keys() & stated.keys()):
+        raise UserError(f"{name}: {file} does not belong to {path}; run dvc repro there first")

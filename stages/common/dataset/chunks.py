@@ -12,7 +12,7 @@ from typing import BinaryIO
 import h5py
 import numpy as np
 
-from stages.common.runtime.errors import SYSTEM_FAULTS, UserError, short
+from stages.common.runtime.errors import UserError, is_system_fault, short
 from stages.common.runtime.files import new_file
 
 NAMES = "image"
@@ -80,7 +80,7 @@ def _opened(path: Path) -> Iterator[h5py.File]:
         with h5py.File(path, "r") as file:
             yield file
     except (OSError, KeyError, RuntimeError) as error:  # h5py names neither the file nor what is wrong in plain words
-        if isinstance(error, OSError) and error.errno in SYSTEM_FAULTS:
+        if is_system_fault(error):
             raise
         raise UserError(f"{path}: damaged ({short(error)}); {AGAIN}") from error
 

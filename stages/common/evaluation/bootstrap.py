@@ -5,18 +5,20 @@ Statistician 2015), stretched against the bias, as a resample misses some rare l
 (Efron and Stein, The jackknife estimate of variance, The Annals of Statistics 1981), which omits one video after the
 other. Plain percentile intervals of macro F1 contained the truth in 81 to 95 of 100 simulated test parts, these in 90 to
 99; the lowest where a few videos have many of the images.
+
+Several runs, such as other seeds or other folds, predict the same images: the score is the mean of theirs.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
-from stages.common.dataset.splits import video_keys
+from stages.common.evaluation.metrics import Scorer
 from stages.common.evaluation.predictions import occurring_labels
 
-METRICS = {"macro_f1": "macro F1", "weighted_f1": "weighted F1", "accuracy": "accuracy"}
 ALPHA = 0.05
 # With fewer, no difference is significant even if each video agrees: 2 * 0.5^5 is 0.06.
 MIN_VIDEOS = 6
@@ -24,6 +26,16 @@ MIN_VIDEOS = 6
 RESAMPLES = 5000
 BLOCK = 500
 SEED = 0
+
+Runs = pd.DataFrame | Sequence[pd.DataFrame]
+
+
+class Score(NamedTuple):
+    """A score, 0 to 1, and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
 
 
 class Difference(NamedTuple):
@@ -35,95 +47,105 @@ class Difference(NamedTuple):
     p: float
 
 
-def intervals(predictions: pd.DataFrame) -> dict[str, tuple[float, float]]:
-    """The 95 % interval of each of `METRICS`, by resampling videos. The same for the same predictions.
+def intervals(runs: Runs) -> dict[str, Score]:
+    """Scores and their 95 % intervals, by resampling videos. The same for the same predictions.
 
     Args:
-        predictions: a table with the columns label, prediction and video; an image without video is one of its own.
+        runs: a table of predictions as `Scorer` takes it, or several, of the same images.
 
     Returns:
-        Lower and upper end, 0 to 1. With fewer than `MIN_VIDEOS` videos the interval is 0 to 1.
+        The score of each metric. With fewer than `MIN_VIDEOS` videos the interval is 0 to 1.
     """
-    counts = tally(predictions, occurring_labels(predictions))
-    if len(counts) < MIN_VIDEOS:
-        return dict.fromkeys(METRICS, (0.0, 1.0))
-    observed = scores(counts.sum(axis=0))
-    low, high = _ends(observed, _resampled(counts), scores(counts.sum(axis=0) - counts))
-    # All correct or all wrong: each resample is the same. The ends are those of a binomial fraction (Clopper and Pearson 1934).
-    extreme = (ALPHA / 2) ** (1 / len(counts))
-    low, high = np.where(observed == 1, extreme, low), np.where(observed == 0, 1 - extreme, high)
+    scorers = _scorers(runs)
+    videos = scorers[0].videos
+    observed = _mean(scorers, np.ones((1, videos)))[0]
+    low, high = np.zeros_like(observed), np.ones_like(observed)
+    if videos >= MIN_VIDEOS:
+        low, high = _ends(observed, _resampled(scorers), _mean(scorers, 1 - np.eye(videos)))
+        # All correct or all wrong: each resample is the same. The ends are those of a binomial fraction (Clopper and Pearson 1934).
+        extreme = (ALPHA / 2) ** (1 / videos)
+        low, high = np.where(observed == 1, extreme, low), np.where(observed == 0, 1 - extreme, high)
     return {
-        name: (float(max(start, 0)), float(min(end, 1))) for name, start, end in zip(METRICS, low, high, strict=True)
+        name: Score(float(value), float(max(start, 0)), float(min(end, 1)))
+        for name, value, start, end in zip(scorers[0].names, observed, low, high, strict=True)
     }
 
 
-def differences(a: pd.DataFrame, b: pd.DataFrame) -> dict[str, Difference]:
+def differences(a: Runs, b: Runs) -> dict[str, Difference]:
     """How much better B is than A on the same images, by resampling videos with both models' predictions (paired).
 
+    Of several runs on either side, the runs are resampled as well.
+
     Args:
-        a: a table with the columns image, label, prediction and video.
+        a: a table of predictions as `Scorer` takes it, or several.
         b: the same images with the same labels and videos, in any order.
 
     Raises:
         ValueError: the images, their labels or their videos are not the same.
     """
-    a, b = (table.sort_values("image").reset_index(drop=True) for table in (a, b))
+    tables = [*runs_of(a), *runs_of(b)]
     same = ["image", "label", "video"]
-    if not a[same].equals(b[same]):
-        raise ValueError("a and b are predictions of different test parts")
-    labels = occurring_labels(a, b)
-    counts = np.stack([tally(a, labels), tally(b, labels)], axis=1)
-    both = scores(counts.sum(axis=0))
-    observed = both[1] - both[0]
-    videos = len(counts)
+    first, *others = (table[same].sort_values("image").reset_index(drop=True) for table in tables)
+    if not all(first.equals(other) for other in others):
+        raise ValueError("a and b are predictions of different images")
+    labels = occurring_labels(*tables)
+    of_a, of_b = _scorers(a, labels), _scorers(b, labels)
+    names = [name for name in of_a[0].names if name in of_b[0].names]  # the first ones of both
+    videos = of_a[0].videos
+
+    def minus(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        change: np.ndarray = y[:, : len(names)] - x[:, : len(names)]
+        return change
+
+    every = np.ones((1, videos))
+    (observed,) = minus(_mean(of_a, every), _mean(of_b, every))
     if videos < MIN_VIDEOS:
-        return {name: Difference(float(value), -1.0, 1.0, 1.0) for name, value in zip(METRICS, observed, strict=True)}
-    resampled, without = _resampled(counts), scores(counts.sum(axis=0) - counts)
-    resampled, without = resampled[:, 1] - resampled[:, 0], without[:, 1] - without[:, 0]
+        return {name: Difference(float(value), -1.0, 1.0, 1.0) for name, value in zip(names, observed, strict=True)}
+    resampled = minus(_resampled(of_a, draw_runs=1), _resampled(of_b, draw_runs=2))
+    without = minus(*(_mean(each, 1 - np.eye(videos)) for each in (of_a, of_b)))
     low, high = np.clip(_ends(observed, resampled, without), -1, 1)
     return {
         name: Difference(*map(float, values))
-        for name, *values in zip(METRICS, observed, low, high, _p(observed, resampled, without), strict=True)
+        for name, *values in zip(names, observed, low, high, _p(observed, resampled, without), strict=True)
     }
 
 
-def tally(predictions: pd.DataFrame, labels: list[str]) -> np.ndarray:
-    """For each video and label: images predicted correctly, images with that label, images predicted as that label.
+def runs_of(runs: Runs) -> list[pd.DataFrame]:
+    """The tables of one or several runs."""
+    return [runs] if isinstance(runs, pd.DataFrame) else list(runs)
 
-    Returns:
-        (videos, 3, labels) float64.
+
+def _scorers(runs: Runs, labels: list[str] | None = None) -> list[Scorer]:
+    return [Scorer(table, labels) for table in runs_of(runs)]
+
+
+def _mean(scorers: list[Scorer], times: np.ndarray) -> np.ndarray:
+    """The mean score of the runs: (n, videos) to (n, metrics)."""
+    mean: np.ndarray = np.mean([scorer(times) for scorer in scorers], axis=0)
+    return mean
+
+
+def _resampled(scorers: list[Scorer], draw_runs: int = 0) -> np.ndarray:
+    """Scores of `RESAMPLES` sets of as many videos, drawn with replacement: (RESAMPLES, metrics).
+
+    Args:
+        scorers: the runs.
+        draw_runs: draw the runs as well, from the generator of this number; 0: the score is their mean.
     """
-    keys = video_keys(predictions["image"], predictions["video"])
-    videos, names = pd.factorize(keys, sort=True)  # the same draws for any order of the rows
-    places = {label: place for place, label in enumerate(labels)}
-    truth = predictions["label"].map(places).to_numpy()
-    predicted = predictions["prediction"].map(places).to_numpy()
-    counts = np.zeros((len(names), 3, len(labels)))
-    np.add.at(counts[:, 0], (videos, truth), truth == predicted)
-    np.add.at(counts[:, 1], (videos, truth), 1)
-    np.add.at(counts[:, 2], (videos, predicted), 1)
-    return counts
-
-
-def scores(counts: np.ndarray) -> np.ndarray:
-    """`METRICS` of counts as `tally` makes them, as scores.py defines them: (..., 3, labels) to (..., 3)."""
-    correct, images, predicted = counts[..., 0, :], counts[..., 1, :], counts[..., 2, :]
-    f1 = 2 * correct / np.maximum(images + predicted, 1)
-    total = images.sum(axis=-1)
-    macro = (f1 * (images > 0)).sum(axis=-1) / (images > 0).sum(axis=-1)
-    values: np.ndarray = np.stack([macro, (f1 * images).sum(axis=-1) / total, correct.sum(axis=-1) / total], axis=-1)
-    return values
-
-
-def _resampled(counts: np.ndarray) -> np.ndarray:
-    """Scores of `RESAMPLES` test parts of as many videos, drawn with replacement: (RESAMPLES, ..., 3)."""
-    generator = np.random.default_rng(SEED)
-    videos, flat = len(counts), counts.reshape(len(counts), -1)
+    generator, videos, runs = np.random.default_rng(SEED), scorers[0].videos, len(scorers)
+    generator_of_runs = np.random.default_rng((SEED, draw_runs))
     blocks = []
     for _ in range(RESAMPLES // BLOCK):
         drawn = generator.integers(videos, size=(BLOCK, videos)) + videos * np.arange(BLOCK)[:, None]
         times = np.bincount(drawn.ravel(), minlength=BLOCK * videos).reshape(BLOCK, videos)
-        blocks.append(scores((times @ flat).reshape(BLOCK, *counts.shape[1:])))
+        values = np.stack([scorer(times) for scorer in scorers], axis=1)
+        mean = values.mean(axis=1)
+        if draw_runs and runs > 1:
+            chosen = generator_of_runs.integers(runs, size=(BLOCK, runs))
+            drawn_mean = np.take_along_axis(values, chosen[:, :, None], axis=1).mean(axis=1)
+            # The variance of a mean of n values drawn from n is (n - 1) / n of what it should be.
+            mean += (drawn_mean - mean) * np.sqrt(runs / (runs - 1))
+        blocks.append(mean)
     return np.concatenate(blocks)
 
 
@@ -134,7 +156,7 @@ def _stretch(observed: np.ndarray, resampled: np.ndarray) -> tuple[np.ndarray, n
 
 
 def _error(without: np.ndarray) -> np.ndarray:
-    """The jackknife's standard error, from the scores without each video: (videos, 3) to (3,)."""
+    """The jackknife's standard error, from the scores without each video: (videos, metrics) to (metrics,)."""
     videos = len(without)
     error: np.ndarray = np.sqrt((videos - 1) / videos * ((without - without.mean(axis=0)) ** 2).sum(axis=0))
     return error

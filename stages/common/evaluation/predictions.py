@@ -10,6 +10,8 @@ import pandas as pd
 from stages.common.runtime.files import reading
 
 COLUMNS = ["image", "video", "label", "prediction", "probability"]
+FOLD_COLUMNS = ["repeat", "fold"]
+OF = "probability of "
 
 
 def prediction_table(images: pd.DataFrame, probabilities: np.ndarray, labels: list[str]) -> pd.DataFrame:
@@ -26,14 +28,24 @@ def prediction_table(images: pd.DataFrame, probabilities: np.ndarray, labels: li
     return pd.concat([table, pd.DataFrame(probabilities, columns=labels)], axis=1).round(6)
 
 
-def parse_predictions(file: Path | TextIO) -> pd.DataFrame:
-    """The table that infer writes: `COLUMNS`, all str but the probability, and one column per label, float.
+def parse_predictions(file: TextIO) -> pd.DataFrame:
+    """The table that infer or cross-validate writes.
+
+    Returns:
+        `COLUMNS`, all str but the probability; before them, for cross-validate, `FOLD_COLUMNS`, int; after them one column
+        per label, float, with the name `OF` and the label: a label may have the name of another column.
 
     Raises:
         ValueError: it is not such a table.
     """
-    # Names may be NA, 1 or 007; a label with the name of a column comes after the columns.
-    return pd.read_csv(file, keep_default_na=False, dtype=dict.fromkeys(COLUMNS[:-1], str))
+    names = next(csv.reader(file), [])
+    start = len(FOLD_COLUMNS) if names[: len(FOLD_COLUMNS)] == FOLD_COLUMNS else 0
+    end = start + len(COLUMNS)
+    if names[start:end] != COLUMNS:
+        raise ValueError(f"its columns are {', '.join(names[:end]) or 'none'}; expected {', '.join(COLUMNS)}")
+    columns = names[:end] + [OF + label for label in names[end:]]
+    # Names may be NA, 1 or 007.
+    return pd.read_csv(file, names=columns, keep_default_na=False, dtype=dict.fromkeys(COLUMNS[:-1], str))
 
 
 def read_predictions(path: Path) -> pd.DataFrame:
@@ -42,19 +54,16 @@ def read_predictions(path: Path) -> pd.DataFrame:
     Raises:
         UserError: it can't be read.
     """
-    with reading(path):
-        return parse_predictions(path)
-
-
-def read_labels(path: Path) -> list[str]:
-    """The labels that a table of predictions has columns for: all that the model knows.
-
-    Raises:
-        UserError: it can't be read.
-    """
-    # Not by pandas: it renames a label that has the name of a column.
     with reading(path), path.open(encoding="utf-8", newline="") as file:
-        return next(csv.reader(file))[len(COLUMNS) :]
+        return parse_predictions(file)
+
+
+def probabilities_of(predictions: pd.DataFrame) -> tuple[list[str], np.ndarray]:
+    """The labels that a table of predictions has columns for, all that the model knows, and their probabilities,
+    (images, labels) float.
+    """
+    columns = [name for name in map(str, predictions) if name.startswith(OF)]
+    return [name.removeprefix(OF) for name in columns], predictions[columns].to_numpy(float)
 
 
 def occurring_labels(*tables: pd.DataFrame) -> list[str]:

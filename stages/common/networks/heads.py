@@ -3,14 +3,12 @@
 To add one: write it here, add its name to `Head` and `FEATURES` in runtime/parameters.py, and a case to `make_head`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from stages.common.runtime.backend import keras
-
-Layers = Callable[[keras.KerasTensor], keras.KerasTensor]
+from stages.common.runtime.backend import Layers, keras
 
 
 def make_head(kind: str, labels: int, l2: float, features: Iterable[np.ndarray]) -> Layers:

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 
 from stages.common.dataset.chunks import Rows
-from stages.common.networks.heads import Layers, make_head
+from stages.common.networks.heads import make_head
 from stages.common.networks.model_file import FEATURES
 from stages.common.networks.serialization import load
 from stages.common.recipes import linear
 from stages.common.runtime import paths
-from stages.common.runtime.backend import keras
+from stages.common.runtime.backend import Layers, keras
 from stages.common.runtime.parameters import Pretrained
 from stages.common.training.batches import Part
 from stages.common.training.recipe import Trained, labelled_parts, phase_of
@@ -50,14 +50,14 @@ def train(name: str, section: Pretrained, seed: int, split: pd.DataFrame, traine
         learning_rate=section.fine_tune_learning_rate,
         augment=True,
     )
-    make, on_head, on_both = transfer.fit(train, validation, head, tuning)
+    fitted, on_head, on_both = transfer.fit(train, validation, head, tuning)
     best = max(on_head.best, on_both.best)
     if section.refit:
         both = Part(train.names + validation.names, np.concatenate([train.labels, validation.labels]))
         head = replace(head, name="refit-head", epochs=on_head.epochs)
         tuning = replace(tuning, name="refit-fine-tuning", epochs=on_both.epochs)
-        make, _, _ = transfer.fit(both, None, head, tuning)
-    return Trained(make(), labels, best)
+        fitted, _, _ = transfer.fit(both, None, head, tuning)
+    return Trained(*fitted, labels, best)
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,11 @@ class _Transfer:
 
     def fit(
         self, train: Part, validation: Part | None, head: Phase, tuning: Phase
-    ) -> tuple[Callable[[], keras.Model], Fit, Fit]:
+    ) -> tuple[tuple[keras.Model, Rows, Callable[[], keras.Model]], Fit, Fit]:
         """Train a head, and fine-tune it with the backbone if `tuning` has epochs.
 
         Returns:
-            What makes the whole model, which takes seconds, and how each phase went.
+            The model as the first attributes of `Trained`, and how each phase went.
         """
         keras.utils.set_random_seed(head.seed)
         # scikit-learn's logistic regression sums its loss over the images; here the loss is their mean.
@@ -85,12 +85,14 @@ class _Transfer:
         inputs = keras.Input(self.features.shape)
         on_features = Examples(self.features, train, validation)
         fit = self._solve if self.section.head == "softmax" else self.trainer.fit
-        on_head = fit(keras.Model(inputs, layers(inputs)), on_features, head)
+        model = keras.Model(inputs, layers(inputs))
+        on_head = fit(model, on_features, head)
         if not tuning.epochs:
-            return lambda: self._whole(layers), on_head, Fit(on_head.best, 0)
+            return (model, self.features, lambda: self._whole(layers)), on_head, Fit(on_head.best, 0)
         model = self._whole(layers, unfrozen=self.section.fine_tune_layers)
         images = Examples(Rows(paths.RESIZED, "pixels"), train, validation)
-        return lambda: model, on_head, self.trainer.fit(model, images, tuning, min_f1=on_head.best)
+        on_both = self.trainer.fit(model, images, tuning, min_f1=on_head.best)
+        return (model, images.rows, lambda: model), on_head, on_both
 
     def _whole(self, layers: Layers, unfrozen: int = 0) -> keras.Model:
         """The backbone and the head, of which the head and the last `unfrozen` layers of the backbone are trainable."""

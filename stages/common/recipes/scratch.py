@@ -27,4 +27,4 @@ def train(name: str, section: Scratch, seed: int, split: pd.DataFrame, trainer: 
     model = scratch(rows.shape[0], section.pool, section.filters, section.dropout, len(labels))
     phase = phase_of(name, section, seed, augment=section.augment)
     best, _ = trainer.fit(model, Examples(rows, train, validation), phase)
-    return Trained(model, labels, best)
+    return Trained(model, rows, lambda: model, labels, best)

@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from stages.common.evaluation import bootstrap
-from stages.common.evaluation.predictions import occurring_labels
+from stages.common.evaluation.metrics import METRICS, Scorer
+from stages.common.evaluation.predictions import OF, probabilities_of
 from stages.common.report import gallery
 from stages.common.report.charts import calibration_curve, draw, learning_curves
 from stages.common.runtime.parameters import flatten
@@ -39,7 +40,12 @@ class Results:
     curves: pd.DataFrame
     labels: pd.DataFrame
     predictions: pd.DataFrame
-    majority: str  # the most frequent label of the training part
+    frequencies: dict[str, float]  # of the labels in the training part
+
+    @property
+    def majority(self) -> str:
+        """The most frequent label of the training part."""
+        return min(self.frequencies, key=lambda label: (-self.frequencies[label], label))
 
 
 def page(results: Results, read: gallery.Read) -> str:
@@ -69,7 +75,7 @@ def page(results: Results, read: gallery.Read) -> str:
         values=results.parameters,
         flat_parameters=flatten(results.parameters).items(),
         side=gallery.SIDE,
-        videos=len(bootstrap.tally(predictions, occurring_labels(predictions))),
+        videos=Scorer(predictions).videos,
         alpha=bootstrap.ALPHA,
         labels=results.labels.to_dict("records"),
         confusion=_confusion(results),
@@ -89,17 +95,19 @@ def page(results: Results, read: gallery.Read) -> str:
 def _scores(results: Results) -> dict[str, Any]:
     """The model's scores beside those of always predicting the most frequent label, and the difference."""
     baseline = results.predictions.assign(prediction=results.majority)
-    baseline_scores = bootstrap.scores(bootstrap.tally(baseline, occurring_labels(baseline)).sum(axis=0))
-    baseline_intervals = bootstrap.intervals(baseline)
+    # Always the same probabilities: those of the labels in the training part.
+    labels, _ = probabilities_of(baseline)
+    baseline = baseline.assign(**{OF + label: results.frequencies.get(label, 0.0) for label in labels})
+    baseline_scores = bootstrap.intervals(baseline)
     scores = [
         {
             "name": text,
             "value": results.evaluation[name],
             "interval": results.evaluation[f"{name}_interval"],
-            "baseline": float(value),
-            "baseline_interval": baseline_intervals[name],
+            "baseline": baseline_scores[name].value,
+            "baseline_interval": baseline_scores[name][1:],
         }
-        for (name, text), value in zip(bootstrap.METRICS.items(), baseline_scores, strict=True)
+        for name, text in METRICS.items()
     ]
     return {"scores": scores, "gain": bootstrap.differences(baseline, results.predictions)["macro_f1"]}
 

@@ -5,7 +5,7 @@ import platform
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -66,6 +66,10 @@ keras.config.set_image_data_format("channels_last")
 keras.config.set_floatx("float32")
 
 
+# Layers, or a function that calls some, from one tensor to another.
+Layers = Callable[[keras.KerasTensor], keras.KerasTensor]
+
+
 def device() -> str:
     """What the models run on, for people: kind and number of devices, processor, Keras and its backend."""
     kinds = sorted({name.split(":")[0].upper() for name in DEVICES})
@@ -83,4 +87,4 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-__all__ = ["device", "keras"]
+__all__ = ["Layers", "device", "keras"]

@@ -56,10 +56,15 @@ def run(main: Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        if error.errno not in SYSTEM_FAULTS:
+        if not is_system_fault(error):
             raise
         name = f"{error.filename}: " if error.filename else ""
         fail(f"{name}the system reports '{error.strerror}'; fix that, then run again to resume")
+
+
+def is_system_fault(error: BaseException) -> bool:
+    """Whether the system is at fault, so that a file which could not be read may still be whole."""
+    return isinstance(error, OSError) and error.errno in SYSTEM_FAULTS
 
 
 def fail(message: str) -> NoReturn:

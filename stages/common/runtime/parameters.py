@@ -53,6 +53,12 @@ class Resize(Section):
     max_bad: Annotated[float, Field(ge=0, le=1)]
 
 
+class CrossValidation(Section):
+    folds: Annotated[int, Field(ge=2, le=100)]
+    repeats: Annotated[int, Field(ge=1, le=100)]
+    hold_out_test: bool
+
+
 class Training(Section):
     """What every model's section has."""
 
@@ -92,6 +98,11 @@ class Pretrained(Training):
         return FEATURES[self.head]
 
     @property
+    def solved(self) -> bool:
+        """Whether the model is a linear head on frozen features: solved, not trained by epochs."""
+        return self.head == "softmax" and not self.fine_tune_epochs
+
+    @property
     def pixels(self) -> int | None:
         """Side of the backbone's images; None: that which it was trained with."""
         return None if self.input_size == "auto" else self.input_size
@@ -115,6 +126,7 @@ class Parameters(Section):
     mpii: Mpii
     split: Split
     resize: Resize
+    cross_validation: CrossValidation
     scratch: Scratch
     vgg16: Pretrained
     xception: Pretrained

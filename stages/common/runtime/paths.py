@@ -31,6 +31,7 @@ RESIZE_METRICS = Path("metrics/chunked-resize.json")
 EVALUATION = Path("metrics/evaluation.json")
 TRAINING = Path("metrics/training.json")
 LABEL_SCORES = Path("plots/labels.csv")
+CROSS_VALIDATION = Path("metrics/cross_validation.json")
 CONFUSION = Path("plots/confusion.csv")
 LEARNING_CURVES = Path("plots/learning_curves.csv")
 REPORT = Path("plots/report.html")
@@ -56,6 +57,10 @@ def model_file(model: str) -> Path:
 
 def predictions(model: str) -> Path:
     return Path(f"models/{model}/predictions.csv")
+
+
+def out_of_fold(model: str) -> Path:
+    return Path(f"models/{model}/out_of_fold.csv")
 
 
 def validation(model: str) -> Path:

@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from stages.common.runtime.errors import SYSTEM_FAULTS, short
+from stages.common.runtime.errors import is_system_fault, short
 from stages.common.runtime.files import remove, write_error
 
 # Libraries whose version may change a result.
@@ -81,7 +81,7 @@ def unfinished(pieces: Iterable[Path], stage: str, unit: str, check: Callable[[P
             try:
                 check(piece)
             except Exception as error:  # each format has its own types for a damaged file
-                if isinstance(error, OSError) and error.errno in SYSTEM_FAULTS:
+                if is_system_fault(error):
                     raise
                 remove(piece)
                 print(f"{stage}: discarded the damaged {piece.name} ({short(error)})")

@@ -1,5 +1,6 @@
 """What the recipes of all kinds of models share."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -7,15 +8,25 @@ import pandas as pd
 from stages.common.dataset.chunks import Rows
 from stages.common.dataset.splits import images_of, labels_of
 from stages.common.runtime.backend import keras
-from stages.common.runtime.parameters import Training
+from stages.common.runtime.parameters import Pretrained, Scratch, Training
 from stages.common.training.batches import Part
-from stages.common.training.trainer import Phase
+from stages.common.training.trainer import Phase, Trainer
 
 
 class Trained(NamedTuple):
-    """A whole model, uint8 images to logits, the names of its outputs, and its best macro F1 on the validation images."""
+    """A trained model.
+
+    Attributes:
+        model: what was trained last, a head or a whole model: `rows` to logits.
+        rows: what it takes.
+        whole: returns the whole model, uint8 images to logits; for a head, this loads the backbone, which takes seconds.
+        labels: names of the outputs.
+        validation_macro_f1: the best one on the validation images.
+    """
 
     model: keras.Model
+    rows: Rows
+    whole: Callable[[], keras.Model]
     labels: list[str]
     validation_macro_f1: float
 
@@ -38,3 +49,15 @@ def phase_of(name: str, section: Training, seed: int, **changes: Any) -> Phase:
     """A phase with the values of a model's section; `changes` are those that differ."""
     shared = ("epochs", "patience", "learning_rate", "batch_size", "imbalance")
     return Phase(**{"name": name, "seed": seed, **{key: getattr(section, key) for key in shared}, **changes})
+
+
+def recipe_of(section: Scratch | Pretrained) -> Callable[[str, Any, int, pd.DataFrame, Trainer], Trained]:
+    """How a model with this section is trained: (name, section, seed, split, trainer) to what was trained."""
+    # Imported here: a stage depends on the code that it loads, and a change of the heads must not train scratch again.
+    if isinstance(section, Scratch):
+        from stages.common.recipes import scratch
+
+        return scratch.train
+    from stages.common.recipes import pretrained
+
+    return pretrained.train

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from stages.common.dataset.chunks import Rows
 from stages.common.evaluation.scores import f1
 from stages.common.runtime.backend import keras
-from stages.common.runtime.errors import SYSTEM_FAULTS, UserError, short
+from stages.common.runtime.errors import UserError, is_system_fault, short
 from stages.common.runtime.files import new_file, remove
 from stages.common.runtime.progress import progress
 from stages.common.training.batches import Batches, Part, Shuffle
@@ -113,7 +113,7 @@ class Trainer:
                 done, best_weights = _restore(model, checkpoint)
                 print(f"{self.stage}: resuming: {len(done.epochs)}/{phase.epochs} epochs of phase {phase.name} done")
             except Exception as error:  # zip, NumPy and JSON have many types for a damaged file
-                if isinstance(error, OSError) and error.errno in SYSTEM_FAULTS:
+                if is_system_fault(error):
                     raise
                 remove(checkpoint)
                 print(f"{self.stage}: discarded a damaged checkpoint ({short(error)}): phase {phase.name} starts again")
@@ -130,7 +130,7 @@ class Trainer:
         """Add a model that was solved, not trained by epochs, as one epoch of `phase`."""
         rows, train, validation = examples
         classes = model.output.shape[-1]
-        logits = _logits(model, rows, train, phase.batch_size)
+        logits = logits_of(model, rows, train, phase.batch_size)
         loss = make_loss(phase.imbalance, np.bincount(train.labels, minlength=classes))
         losses = keras.ops.convert_to_numpy(loss(np.eye(classes, dtype=np.float32)[train.labels], logits))
         row: dict[str, Any] = {
@@ -215,7 +215,7 @@ def _train_epoch(model: keras.Model, examples: Examples, phase: Phase, epoch: in
 
 def validate(model: keras.Model, rows: Rows, part: Part, batch_size: int) -> dict[str, float]:
     """Plain cross-entropy, accuracy and macro F1 of a model that returns logits, each over all of `part`."""
-    logits = _logits(model, rows, part, batch_size).astype(np.float64)
+    logits = logits_of(model, rows, part, batch_size).astype(np.float64)
     predicted = logits.argmax(axis=1)
     return {
         "validation_loss": float(-log_softmax(logits, axis=1)[np.arange(len(logits)), part.labels].mean()),
@@ -224,7 +224,8 @@ def validate(model: keras.Model, rows: Rows, part: Part, batch_size: int) -> dic
     }
 
 
-def _logits(model: keras.Model, rows: Rows, part: Part, batch_size: int) -> np.ndarray:
+def logits_of(model: keras.Model, rows: Rows, part: Part, batch_size: int) -> np.ndarray:
+    """The model's logits for all rows of `part`, (n, labels) float32."""
     batches = Batches(rows, part, model.output.shape[-1], batch_size)
     return np.concatenate([model.predict_on_batch(features) for features, _ in batches])
 

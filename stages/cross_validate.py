@@ -1,0 +1,186 @@
+"""Every labelled image predicted by models that have not seen its video: the chosen model, trained once a fold.
+
+The folds are grouped by `split.group` and stratified by label. In each, the recipe of the model runs as it does in the stage
+train; its validation images, by which it stops and chooses epochs, are a part of the other folds' images.
+"""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.special import softmax
+from sklearn.model_selection import StratifiedGroupKFold
+
+from stages.common.dataset.chunks import Rows
+from stages.common.dataset.splits import PARTS, images_of, labels_of, read_split, video_keys
+from stages.common.evaluation.predictions import parse_predictions, prediction_table
+from stages.common.evaluation.summary import headline, summary
+from stages.common.runtime import errors, parameters, paths
+from stages.common.runtime.backend import device, keras
+from stages.common.runtime.errors import UserError
+from stages.common.runtime.files import new_file, remove, write_csv, write_json
+from stages.common.runtime.lock import lock
+from stages.common.runtime.parameters import Parameters
+from stages.common.runtime.progress import progress
+from stages.common.runtime.resuming import code, fingerprint, resumable, unfinished
+from stages.common.training.batches import Part
+from stages.common.training.recipe import recipe_of
+from stages.common.training.trainer import Trainer, logits_of
+
+STAGE = "cross-validate"
+BATCH = 256
+
+
+def folds(labels: pd.Series, groups: pd.Series, count: int, seed: int) -> np.ndarray:
+    """The fold of each image, 0 to count - 1: no group is in two folds, and each label is spread over them.
+
+    Args:
+        labels: (n,) str.
+        groups: what must not be divided, (n,) str.
+        count: number of folds.
+        seed: another one gives other folds.
+
+    Raises:
+        UserError: there are fewer groups than folds.
+    """
+    if (found := groups.nunique()) < count:
+        raise UserError(
+            f"cross_validation.folds is {count}; the labelled images are of {found} groups: set it to {found}"
+        )
+    fold = np.full(len(labels), -1)
+    splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of labels with fewer images than folds
+        for number, (_, chosen) in enumerate(splitter.split(np.empty(len(labels)), labels, groups)):
+            fold[chosen] = number
+    return fold
+
+
+def part_of_fold(images: pd.DataFrame, groups: pd.Series, fold: np.ndarray, number: int, share: float) -> pd.DataFrame:
+    """`images` with the parts of one fold: it is the test part, and about `share` of the other images validate.
+
+    Args:
+        images: a table like data/split.csv.
+        groups: what must not be divided.
+        fold: of each image, as `folds` returns it.
+        number: the fold.
+        share: of the other images.
+    """
+    others = np.flatnonzero(fold != number)
+    parts = np.full(len(images), "test", dtype=object)
+    parts[others] = "train"
+    count = min(max(2, round(1 / share)), groups.iloc[others].nunique())
+    inner = folds(images["label"].iloc[others], groups.iloc[others], count, number)
+    parts[others[inner == 0]] = "validation"
+    return images.assign(part=parts)
+
+
+def predict(table: pd.DataFrame, values: Parameters, folder: Path, stage: str) -> np.ndarray:
+    """Train the chosen model on the parts train and validation of `table`, and predict its test part.
+
+    Args:
+        table: like data/split.csv.
+        values: the parameters.
+        folder: of checkpoints.
+        stage: for messages.
+
+    Returns:
+        Probabilities, (test images, labels) float64.
+    """
+    keras.utils.clear_session()  # the models of other folds
+    name, section = values.model, values.chosen
+    trained = recipe_of(section)(name, section, values.seed, table, Trainer(stage, folder))
+    test = images_of(table, "test", trained.rows)
+    part = Part(list(test["image"]), np.zeros(len(test), int))
+    probabilities: np.ndarray = softmax(logits_of(trained.model, trained.rows, part, BATCH).astype(float), axis=1)
+    return probabilities
+
+
+def _labelled(values: Parameters) -> pd.DataFrame:
+    """The images to divide into folds: those with a label that could be decoded."""
+    table, rows = read_split(), Rows(paths.RESIZED, "pixels")
+    parts = [part for part in PARTS if part != "test" or not values.cross_validation.hold_out_test]
+    chosen = table["part"].isin(parts) & table["image"].isin(rows.places)
+    return table.loc[chosen].reset_index(drop=True)
+
+
+def _warn(labels: pd.Series, groups: pd.Series, group: str) -> None:
+    """Say which labels no fold can learn and predict."""
+    counts = groups.groupby(labels).nunique()
+    if alone := sorted(counts[counts == 1].index):
+        print(f"{STAGE}: warning: in one {group} only, so never predicted correctly: {'; '.join(alone)}")
+
+
+def _run(values: Parameters) -> None:
+    name, section, how = values.model, values.chosen, values.cross_validation
+    images, out = _labelled(values), paths.out_of_fold(name)
+    groups = video_keys(images["image"], images["video"]) if values.split.group == "video" else images["image"]
+    _warn(images["label"], groups, values.split.group)
+    seeds = [
+        int(np.random.SeedSequence((values.split.seed, repeat)).generate_state(1)[0]) for repeat in range(how.repeats)
+    ]
+    fold_of = [folds(images["label"], groups, how.folds, seed) for seed in seeds]
+    share = values.split.validation / (1 - values.split.test)
+    inputs = fingerprint(
+        file for folder in (paths.RESIZED, paths.features(name)) if folder.is_dir() for file in sorted(folder.iterdir())
+    )
+    depends = name, section.model_dump(), how.model_dump(), values.seed, share, seeds, images.to_csv(), inputs
+    with resumable(out, code(), device(), *depends) as folder:
+        pieces = {
+            folder / f"{repeat}-{number}.npz": (repeat, number)
+            for repeat in range(how.repeats)
+            for number in range(how.folds)
+        }
+        left = unfinished(pieces, STAGE, "folds", np.load)
+        with progress(len(pieces), STAGE, "fold", initial=len(pieces) - len(left)) as bar:
+            for path in left:
+                repeat, number = pieces[path]
+                table = part_of_fold(images, groups, fold_of[repeat], number, share)
+                checkpoints = path.with_suffix("")
+                checkpoints.mkdir(exist_ok=True)
+                found = predict(table, values, checkpoints, f"{STAGE} {repeat * how.folds + number + 1}/{len(pieces)}")
+                with new_file(path) as temporary, temporary.open("wb") as file:
+                    np.savez(file, found)
+                remove(checkpoints)
+                bar.update()
+        write_csv(out, _table(images, fold_of, pieces))
+    with out.open(encoding="utf-8", newline="") as lines:
+        predictions = parse_predictions(lines)
+    runs = [table for _, table in predictions.groupby("repeat")]
+    scores = {
+        "model": name,
+        "images": len(images),
+        "folds": how.folds,
+        "repeats": how.repeats,
+        **summary(runs),
+    }
+    write_json(paths.CROSS_VALIDATION, scores)
+    print(f"{STAGE}: {name}: {headline(scores)} on {len(images)} images, with 95 % intervals")
+
+
+def _table(images: pd.DataFrame, fold_of: list[np.ndarray], pieces: dict[Path, tuple[int, int]]) -> pd.DataFrame:
+    """The predictions of all folds, a block of rows for each repeat, in the order of `images`."""
+    labels = labels_of(images)
+    tables = []
+    for repeat, fold in enumerate(fold_of):
+        probabilities = np.empty((len(images), len(labels)))
+        for path in (path for path, (each, _) in pieces.items() if each == repeat):
+            with np.load(path, allow_pickle=False) as stored:
+                probabilities[fold == pieces[path][1]] = stored["arr_0"]
+        rows = images[["image", "video", "label"]].copy()
+        rows.insert(0, "repeat", repeat + 1)
+        rows.insert(1, "fold", fold + 1)
+        tables.append(prediction_table(rows, probabilities, labels))
+    return pd.concat(tables)
+
+
+@lock(STAGE)
+def main() -> None:
+    values = parameters.load()
+    print(f"{STAGE}: {values.model}, on {device()}")
+    _run(values)
+
+
+if __name__ == "__main__":
+    errors.run(main)
