@@ -17,7 +17,7 @@ from stages.common.dataset import chunks
 from stages.common.networks.serialization import save
 from stages.common.runtime import errors, parameters, paths
 from stages.common.runtime.arguments import model_argument
-from stages.common.runtime.backend import device, keras
+from stages.common.runtime.backend import device, keras, on_cpu
 from stages.common.runtime.errors import UserError
 from stages.common.runtime.files import new_folder, write_json
 from stages.common.runtime.lock import lock
@@ -26,7 +26,9 @@ from stages.common.runtime.progress import progress
 from stages.common.runtime.resuming import code, fingerprint, publish, resumable, unfinished
 
 SECONDS = "seconds.txt"
-BATCH = 32
+# Small: on a CPU the tensors between the layers then stay in its caches, and a pass takes up to a third less time.
+BATCH = 8 if on_cpu() else 32
+EXAMPLES = 32
 
 
 def extract(model: keras.Model, folder: Path, out: Path, dataset: str, stage: str) -> int:
@@ -96,7 +98,7 @@ def _run(stage: str, name: str, section: Pretrained, network: Network, weights: 
     with resumable(paths.features(name), code(), device(), *depends) as folder:
         earlier = _seconds(folder)
         rows = chunks.Rows(paths.RESIZED, "pixels")
-        examples = rows.read(list(rows.places)[:BATCH])
+        examples = rows.read(list(rows.places)[:EXAMPLES])
         model = backbone(network, rows.shape[0], section.pixels, weights, examples, section.precision)
         if section.features == "maps" and len(model.output.shape) != 4:
             raise UserError(

@@ -218,7 +218,7 @@ def extract_features(section: Backbone) -> None:
     from stages.common.networks.serialization import save
 
     rows = chunks.Rows(paths.RESIZED, "pixels")
-    images = rows.read(list(rows.places)[: features.BATCH])
+    images = rows.read(list(rows.places)[: features.EXAMPLES])
     model = backbone(find(section.name), rows.shape[0], section.pixels, "random", images)
     folder = paths.features("backbone")
     folder.mkdir(parents=True)

@@ -79,6 +79,11 @@ def device() -> str:
     return f"{len(DEVICES)} {' and '.join(kinds)} ({versions})"
 
 
+def on_cpu() -> bool:
+    """Whether the models run on a CPU alone."""
+    return all(name.split(":")[0] == "cpu" for name in DEVICES)
+
+
 def _processor() -> str:
     try:
         with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
@@ -87,4 +92,4 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-__all__ = ["Layers", "device", "keras"]
+__all__ = ["Layers", "device", "keras", "on_cpu"]
