@@ -59,7 +59,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """A clone in which every stage counts as done: its outputs are empty, and committed to dvc."""
     clone = make_clone(tmp_path_factory.mktemp("done") / "clone")
     for path in {path for stage in STAGES.values() for path in outputs(stage)}:
-        file = clone.path / path
+        file = clone.path / path.replace("${model}", "scratch")
         file.parent.mkdir(parents=True, exist_ok=True)
         if file.suffix and not file.is_dir():
             file.write_text("a\n1\n")
@@ -77,8 +77,8 @@ def stale(clone: Clone) -> set[str]:
         return {name.split(":")[-1] for name in repo.status()}
 
 
-HEADS = {f"train-{model}" for model in PRETRAINED}
-EVERY_TRAINING = {f"train-{model}" for model in MODELS}
+HEADS = {"cross-validate", *(f"train-{model}" for model in PRETRAINED)}
+EVERY_TRAINING = {"cross-validate", *(f"train-{model}" for model in MODELS)}
 EVERY_INFERENCE = {f"infer-{model}" for model in MODELS}
 BACKBONES = {f"features-{model}" for model in PRETRAINED}
 EDITS: dict[str, set[str]] = {
@@ -94,17 +94,17 @@ EDITS: dict[str, set[str]] = {
     "stages/common/images/decoding.py": {"chunked-resize"},
     "stages/common/images/layout.py": {"annotate", "chunked-resize"},
     "stages/common/networks/heads.py": HEADS,
-    "stages/common/networks/scratch.py": {"train-scratch"},
+    "stages/common/networks/scratch.py": {"cross-validate", "train-scratch"},
     "stages/common/backbones/backbone.py": BACKBONES,
     "stages/common/backbones/batch_norm.py": BACKBONES,
     "stages/common/backbones/efficientnet_lite.py": {"features-backbone"},
     "stages/common/backbones/hub.py": {"features-backbone"},
     "stages/common/recipes/linear.py": HEADS,
-    "stages/common/recipes/scratch.py": {"train-scratch"},
+    "stages/common/recipes/scratch.py": {"cross-validate", "train-scratch"},
     "stages/common/recipes/pretrained.py": HEADS,
     "stages/common/training/losses.py": EVERY_TRAINING,
-    "stages/common/evaluation/predictions.py": {"evaluate", "report", *EVERY_INFERENCE},
-    "stages/common/evaluation/bootstrap.py": {"evaluate", "report"},
+    "stages/common/evaluation/predictions.py": {"cross-validate", "evaluate", "report", *EVERY_INFERENCE},
+    "stages/common/evaluation/bootstrap.py": {"cross-validate", "evaluate", "report"},
     "stages/common/report/page.html": {"report"},
     "stages/common/report/charts.py": {"report"},
     "stages/split.py": {"split"},

