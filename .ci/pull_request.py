@@ -131,8 +131,8 @@ def check_metrics() -> str:
         raise CheckError(f"**The committed results are not reproduced:**\n\n{listed}")
     how = "exactly" if exact else f"within {committed.TOLERANCE}: this processor rounds differently"
     return (
-        f"The committed results of {model} are reproduced {how}. Not compared: {', '.join(committed.TIME)} (time), and the "
-        "curves of other models."
+        f"The committed results of {model} are reproduced {how}. Not compared: {', '.join(committed.TIME)} (time), the curves "
+        f"of other models, and {paths.CROSS_VALIDATION}."
     )
 
 
