@@ -98,10 +98,11 @@ def measure(sets: list[Set], rows: dict[str, list[str]]) -> pd.DataFrame:
         cells: dict[str, Any] = {"recipe": name, "": " ".join(f"-S {value}" for value in overrides)}
         base = found[name.split(",")[0]] if name.split(",")[0] in found else found[next(iter(found))]
         changes = [
-            bootstrap.differences(old.runs, new.runs)["macro_f1"] for old, new in zip(base, found[name], strict=True)
+            bootstrap.differences(old.tables, new.tables)["macro_f1"]
+            for old, new in zip(base, found[name], strict=True)
         ]
         for each, result, change in zip(sets, found[name], changes, strict=True):
-            score = bootstrap.intervals(result.runs)["macro_f1"]
+            score = bootstrap.intervals(result.tables)["macro_f1"]
             cells[each.name] = "{:.3f} ({:.2f} to {:.2f})".format(*score)
             cells[f"change, {each.name}"] = "{:+.3f} ({:+.3f} to {:+.3f})".format(*change)
         mean = mean_difference(changes)
@@ -120,6 +121,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         sets = []
         for number, (name, _, folder) in enumerate(each.partition("=") for each in arguments.sets):
+            if not folder or not Path(folder).is_dir():
+                raise UserError(f"{arguments.sets[number]!r} is not SET=FOLDER with an existing folder")
             path = Path(folder).resolve()
             made = path if list(path.rglob("*.mat")) else as_mpii(path, Path(work) / f"set{number}")
             sets.append(Set(name, made, fresh_clone(Path(work) / f"clone{number}")))

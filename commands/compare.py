@@ -12,14 +12,19 @@ from stages.common.comparison.text import to_text
 from stages.common.runtime import errors
 from stages.common.runtime.revisions import WORKSPACE, Reader, reader, repository
 
+Group = list[tuple[str, Reader]]
 
-def _read(group: dict[str, Reader]) -> tuple[list[Result], dict[str, str]]:
-    """The out-of-fold results of a group, and for each revision that has none the reason."""
-    if len(group) > 1:
-        refuse_other_differences([read_experiment(name, read) for name, read in group.items()])
-    found = {name: read_out_of_fold(name, read) for name, read in group.items()}
-    missing = {name: each for name, each in found.items() if isinstance(each, str)}
-    return [each for each in found.values() if isinstance(each, Result)], missing
+
+def _out_of_fold(groups: list[Group]) -> tuple[list[Result], list[str]]:
+    """The out-of-fold results of each group, or the reasons why these can't be compared."""
+    found = [[(name, read_out_of_fold(name, read)) for name, read in group] for group in groups]
+    reasons = [f"{name}: {each}" for group in found for name, each in group if isinstance(each, str)]
+    if reasons:
+        return [], reasons
+    a, b = (mean_of([each for _, each in group if isinstance(each, Result)]) for group in found)
+    if different := [key for key, value in a.folds.items() if b.folds.get(key) != value]:
+        return [], [f"A and B differ in {', '.join(different)}"]
+    return [a, b], []
 
 
 def main() -> None:
@@ -38,17 +43,19 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="list every image on which they disagree")
     arguments = parser.parse_args()
     with repository() as repo:
-        groups = [{name: reader(repo, name) for name in names.split(",")} for names in (arguments.a, arguments.b)]
-        found = [_read(group) for group in groups]
-        out_of_fold = not any(missing for _, missing in found)
-        if out_of_fold:
-            a, b = (mean_of(results) for results, _ in found)
-        else:
-            a, b = (mean_of([read_result(name, read) for name, read in group.items()]) for group in groups)
-    print(to_text(compare(a, b, every=arguments.all, out_of_fold=out_of_fold), markdown=arguments.md))
-    if not out_of_fold and any(results for results, _ in found):
-        reasons = "; ".join(f"{name}: {reason}" for _, missing in found for name, reason in missing.items())
-        print(f"\nNot by out-of-fold predictions ({reasons}): dvc repro models/dvc.yaml:cross-validate makes them.")
+        groups = [[(name, reader(repo, name)) for name in names.split(",")] for names in (arguments.a, arguments.b)]
+        for group in groups:
+            if len(group) > 1:
+                refuse_other_differences([read_experiment(name, read) for name, read in group])
+        results, reasons = _out_of_fold(groups)
+        if reasons:
+            results = [mean_of([read_result(name, read) for name, read in group]) for group in groups]
+    comparison = compare(*results, every=arguments.all, out_of_fold=not reasons)
+    if 0 < len(reasons) < sum(map(len, groups)):  # some have them
+        comparison.parts.append(
+            f"Not by out-of-fold predictions: {'; '.join(reasons)}. dvc repro models/dvc.yaml:cross-validate makes them."
+        )
+    print(to_text(comparison, markdown=arguments.md))
 
 
 if __name__ == "__main__":

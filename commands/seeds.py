@@ -10,6 +10,7 @@ from typing import Any
 from tabulate import tabulate
 
 from stages.common.comparison.experiments import Experiment, read_experiment
+from stages.common.comparison.results import refuse_stale_scores
 from stages.common.runtime import errors, paths
 from stages.common.runtime.errors import UserError
 from stages.common.runtime.revisions import Reader, reader, repository
@@ -65,7 +66,7 @@ def read_experiments(names: list[str]) -> list[Experiment]:
     """The experiments of these names; without names, all that were run from the current commit.
 
     Raises:
-        UserError: no repository, no such experiment, none at all, or one without results.
+        UserError: no repository, no such experiment, none at all, or one without results of its own model.
     """
     with repository() as repo:
         names = names or [each[0] for found in repo.experiments.ls().values() for each in found]
@@ -78,6 +79,7 @@ def read_experiments(names: list[str]) -> list[Experiment]:
 
 def _experiment(name: str, read: Reader) -> Experiment:
     experiment = read_experiment(name, read)
+    refuse_stale_scores(name, read)
     try:
         evaluation, training = (json.loads(read(path)) for path in (paths.EVALUATION, paths.TRAINING))
         return replace(experiment, figures={key: float((evaluation | training)[key]) for key in SHOWN})

@@ -1,7 +1,8 @@
 """Every labelled image predicted by models that have not seen its video: the chosen model, trained once a fold.
 
 The folds are grouped by `split.group` and stratified by label. In each, the recipe of the model runs as it does in the stage
-train; its validation images, by which it stops and chooses epochs, are a part of the other folds' images.
+train; its validation images, by which it stops and chooses epochs, are a part of the other folds' images. A linear head with
+refit has nothing to choose: it is solved once.
 """
 
 import warnings
@@ -21,15 +22,15 @@ from stages.common.runtime.backend import device, keras
 from stages.common.runtime.errors import UserError
 from stages.common.runtime.files import new_file, remove, write_csv, write_json
 from stages.common.runtime.lock import lock
-from stages.common.runtime.parameters import Parameters
+from stages.common.runtime.parameters import Parameters, Pretrained
 from stages.common.runtime.progress import progress
 from stages.common.runtime.resuming import code, fingerprint, resumable, unfinished
 from stages.common.training.batches import Part
-from stages.common.training.recipe import recipe_of
+from stages.common.training.recipe import Recipe, recipe_of
 from stages.common.training.trainer import Trainer, logits_of
 
 STAGE = "cross-validate"
-BATCH = 256
+BATCH = 32
 
 
 def folds(labels: pd.Series, groups: pd.Series, count: int, seed: int) -> np.ndarray:
@@ -38,16 +39,9 @@ def folds(labels: pd.Series, groups: pd.Series, count: int, seed: int) -> np.nda
     Args:
         labels: (n,) str.
         groups: what must not be divided, (n,) str.
-        count: number of folds.
+        count: number of folds, at most `max_folds`.
         seed: another one gives other folds.
-
-    Raises:
-        UserError: there are fewer groups than folds.
     """
-    if (found := groups.nunique()) < count:
-        raise UserError(
-            f"cross_validation.folds is {count}; the labelled images are of {found} groups: set it to {found}"
-        )
     fold = np.full(len(labels), -1)
     splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
@@ -57,29 +51,45 @@ def folds(labels: pd.Series, groups: pd.Series, count: int, seed: int) -> np.nda
     return fold
 
 
+def max_folds(labels: pd.Series, groups: pd.Series) -> int:
+    """The largest number of folds: each needs a group, and a label needs an image in each."""
+    return int(min(groups.nunique(), labels.value_counts().max()))
+
+
 def part_of_fold(images: pd.DataFrame, groups: pd.Series, fold: np.ndarray, number: int, share: float) -> pd.DataFrame:
-    """`images` with the parts of one fold: it is the test part, and about `share` of the other images validate.
+    """`images` with the parts of one fold: it is the test part, and about `share` of the other images validate, if any.
 
     Args:
         images: a table like data/split.csv.
         groups: what must not be divided.
         fold: of each image, as `folds` returns it.
         number: the fold.
-        share: of the other images.
+        share: of the other images; 0: there is no validation part.
+
+    Raises:
+        UserError: too few images are left to learn from.
     """
     others = np.flatnonzero(fold != number)
     parts = np.full(len(images), "test", dtype=object)
     parts[others] = "train"
-    count = min(max(2, round(1 / share)), groups.iloc[others].nunique())
-    inner = folds(images["label"].iloc[others], groups.iloc[others], count, number)
-    parts[others[inner == 0]] = "validation"
+    labels, of_others = images["label"].iloc[others], groups.iloc[others]
+    most = max_folds(labels, of_others)
+    if share and most >= 2:
+        inner = folds(labels, of_others, min(max(2, round(1 / share)), most), number)
+        parts[others[inner == 0]] = "validation"
+    if (share and most < 2) or images.loc[parts == "train", "label"].nunique() < 2:
+        raise UserError(
+            f"fold {number + 1} leaves too few images to learn two labels from and to validate; expected more labelled images, "
+            "or more folds"
+        )
     return images.assign(part=parts)
 
 
-def predict(table: pd.DataFrame, values: Parameters, folder: Path, stage: str) -> np.ndarray:
+def predict(train: Recipe, table: pd.DataFrame, values: Parameters, folder: Path, stage: str) -> np.ndarray:
     """Train the chosen model on the parts train and validation of `table`, and predict its test part.
 
     Args:
+        train: the recipe of the model.
         table: like data/split.csv.
         values: the parameters.
         folder: of checkpoints.
@@ -89,8 +99,7 @@ def predict(table: pd.DataFrame, values: Parameters, folder: Path, stage: str) -
         Probabilities, (test images, labels) float64.
     """
     keras.utils.clear_session()  # the models of other folds
-    name, section = values.model, values.chosen
-    trained = recipe_of(section)(name, section, values.seed, table, Trainer(stage, folder))
+    trained = train(values.model, values.chosen, values.seed, table, Trainer(stage, folder))
     test = images_of(table, "test", trained.rows)
     part = Part(list(test["image"]), np.zeros(len(test), int))
     probabilities: np.ndarray = softmax(logits_of(trained.model, trained.rows, part, BATCH).astype(float), axis=1)
@@ -106,7 +115,7 @@ def _labelled(values: Parameters) -> pd.DataFrame:
 
 
 def _warn(labels: pd.Series, groups: pd.Series, group: str) -> None:
-    """Say which labels no fold can learn and predict."""
+    """Say which labels are never both learned and predicted."""
     counts = groups.groupby(labels).nunique()
     if alone := sorted(counts[counts == 1].index):
         print(f"{STAGE}: warning: in one {group} only, so never predicted correctly: {'; '.join(alone)}")
@@ -116,15 +125,24 @@ def _run(values: Parameters) -> None:
     name, section, how = values.model, values.chosen, values.cross_validation
     images, out = _labelled(values), paths.out_of_fold(name)
     groups = video_keys(images["image"], images["video"]) if values.split.group == "video" else images["image"]
+    if (most := max_folds(images["label"], groups)) < how.folds:
+        raise UserError(
+            f"cross_validation.folds is {how.folds}, but there are only {groups.nunique()} {values.split.group}s, and at most "
+            f"{images['label'].value_counts().max()} images of a label; "
+            + (f"set it to {most} or less" if most > 1 else "expected at least two of both")
+        )
     _warn(images["label"], groups, values.split.group)
+    labels = len(labels_of(images))
     seeds = [
         int(np.random.SeedSequence((values.split.seed, repeat)).generate_state(1)[0]) for repeat in range(how.repeats)
     ]
     fold_of = [folds(images["label"], groups, how.folds, seed) for seed in seeds]
-    share = values.split.validation / (1 - values.split.test)
+    once = isinstance(section, Pretrained) and section.solved and section.refit
+    share = 0.0 if once else values.split.validation / (1 - values.split.test)
     inputs = fingerprint(
         file for folder in (paths.RESIZED, paths.features(name)) if folder.is_dir() for file in sorted(folder.iterdir())
     )
+    train = recipe_of(section)  # before code(), which lists what is loaded
     depends = name, section.model_dump(), how.model_dump(), values.seed, share, seeds, images.to_csv(), inputs
     with resumable(out, code(), device(), *depends) as folder:
         pieces = {
@@ -132,30 +150,27 @@ def _run(values: Parameters) -> None:
             for repeat in range(how.repeats)
             for number in range(how.folds)
         }
-        left = unfinished(pieces, STAGE, "folds", np.load)
+        left = unfinished(pieces, STAGE, "folds", lambda path: _check(path, fold_of, pieces[path], labels))
         with progress(len(pieces), STAGE, "fold", initial=len(pieces) - len(left)) as bar:
             for path in left:
                 repeat, number = pieces[path]
                 table = part_of_fold(images, groups, fold_of[repeat], number, share)
                 checkpoints = path.with_suffix("")
                 checkpoints.mkdir(exist_ok=True)
-                found = predict(table, values, checkpoints, f"{STAGE} {repeat * how.folds + number + 1}/{len(pieces)}")
+                found = predict(
+                    train, table, values, checkpoints, f"{STAGE} {repeat * how.folds + number + 1}/{len(pieces)}"
+                )
                 with new_file(path) as temporary, temporary.open("wb") as file:
                     np.savez(file, found)
                 remove(checkpoints)
                 bar.update()
         write_csv(out, _table(images, fold_of, pieces))
-    with out.open(encoding="utf-8", newline="") as lines:
-        predictions = parse_predictions(lines)
-    runs = [table for _, table in predictions.groupby("repeat")]
-    scores = {
-        "model": name,
-        "images": len(images),
-        "folds": how.folds,
-        "repeats": how.repeats,
-        **summary(runs),
-    }
-    write_json(paths.CROSS_VALIDATION, scores)
+        with out.open(encoding="utf-8", newline="") as lines:
+            predictions = parse_predictions(lines)
+        repeats = [table for _, table in predictions.groupby("repeat")]
+        counts = {"images": len(images), "folds": how.folds, "repeats": how.repeats}
+        scores = {"model": name, **counts, **summary(repeats)}
+        write_json(paths.CROSS_VALIDATION, scores)
     print(f"{STAGE}: {name}: {headline(scores)} on {len(images)} images, with 95 % intervals")
 
 
@@ -166,13 +181,25 @@ def _table(images: pd.DataFrame, fold_of: list[np.ndarray], pieces: dict[Path, t
     for repeat, fold in enumerate(fold_of):
         probabilities = np.empty((len(images), len(labels)))
         for path in (path for path, (each, _) in pieces.items() if each == repeat):
-            with np.load(path, allow_pickle=False) as stored:
-                probabilities[fold == pieces[path][1]] = stored["arr_0"]
+            probabilities[fold == pieces[path][1]] = _load(path)
         rows = images[["image", "video", "label"]].copy()
         rows.insert(0, "repeat", repeat + 1)
         rows.insert(1, "fold", fold + 1)
         tables.append(prediction_table(rows, probabilities, labels))
     return pd.concat(tables)
+
+
+def _check(path: Path, fold_of: list[np.ndarray], piece: tuple[int, int], labels: int) -> None:
+    """Raise a `ValueError` unless a finished fold has the probabilities of its images."""
+    repeat, number = piece
+    if (shape := _load(path).shape) != ((fold_of[repeat] == number).sum(), labels):
+        raise ValueError(f"an array of {shape}")
+
+
+def _load(path: Path) -> np.ndarray:
+    with np.load(path, allow_pickle=False) as stored:
+        values: np.ndarray = stored["arr_0"]
+        return values
 
 
 @lock(STAGE)

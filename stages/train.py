@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from stages.common.dataset.splits import read_split
+from stages.common.dataset.splits import images_of, read_split
 from stages.common.networks.serialization import save
 from stages.common.runtime import errors, parameters, paths
 from stages.common.runtime.arguments import model_argument
@@ -27,13 +27,15 @@ def main() -> None:
 
 
 def _run(stage: str, name: str, section: Scratch | Pretrained, seed: int) -> None:
+    train = recipe_of(section)  # before code(), which lists what is loaded
     split = read_split()
+    images_of(split, "validation", set(split["image"]))  # an edited split may have none
     folders = [folder for folder in (paths.RESIZED, paths.features(name)) if folder.is_dir()]
     inputs = fingerprint(file for folder in folders for file in sorted(folder.iterdir()))
     depends = seed, section.model_dump(), split.to_csv(), inputs
     with resumable(paths.model_file(name), code(), device(), *depends) as folder:
         trainer = Trainer(stage, folder, live_curves())
-        trained = recipe_of(section)(name, section, seed, split, trainer)
+        trained = train(name, section, seed, split, trainer)
         model = with_probabilities(trained.whole(), name)
         save(model, paths.model_file(name), trained.labels)
         _write_results(name, section, trained, trainer, model.count_params())

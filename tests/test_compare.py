@@ -92,7 +92,7 @@ def test_two_revisions_with_everything_that_changed(repository: Repository) -> N
     found = bootstrap.differences(predictions(0.5), predictions(0.9))["macro_f1"]
     assert f"{found.low:+.3f} to {found.high:+.3f}" in lines["macro F1"]
     assert "Macro F1 is better by more than the choice of test videos explains" in shown
-    assert "The effect of another seed is not included: compare groups of seeds, A1,A2,A3 B1,B2,B3." in shown
+    assert "The effect of another seed of A and B is not included: compare groups of seeds, A1,A2,A3 B1,B2,B3." in shown
     assert "Labels with the largest gain" in shown
     assert "Labels with the largest loss" not in shown
     assert "30 correct in both, 0 only in A, 24 only in B, 6 in neither" in shown

@@ -27,9 +27,8 @@ from tests.conftest import extract_features, pretrained_section, set_parameters
 def test_every_image_is_in_one_fold_and_no_group_in_two(images: list[tuple[str, int]], count: int, seed: int) -> None:
     labels = pd.Series([label for label, _ in images])
     groups = pd.Series([str(group) for _, group in images])
-    if groups.nunique() < count:
-        with pytest.raises(UserError, match=f"folds is {count}; .* of {groups.nunique()} groups"):
-            cross_validate.folds(labels, groups, count, seed)
+    count = min(count, cross_validate.max_folds(labels, groups))
+    if count < 2:
         return
     fold = cross_validate.folds(labels, groups, count, seed)
     assert set(fold) <= set(range(count))
@@ -53,6 +52,8 @@ def test_the_parts_of_a_fold() -> None:
     assert (table["part"].eq("test") == (fold == 2)).all()
     assert (table["part"].groupby(groups).nunique() == 1).all()
     assert table["part"].value_counts().to_dict() == {"train": 57, "test": 18, "validation": 15}
+    table = cross_validate.part_of_fold(images, groups, fold, 2, share=0)
+    assert table["part"].value_counts().to_dict() == {"train": 72, "test": 18}
 
 
 @pytest.fixture
@@ -80,9 +81,9 @@ def test_every_labelled_image_is_predicted_once_by_a_model_that_has_not_seen_its
     seen: list[pd.DataFrame] = []
     original = cross_validate.predict
 
-    def predict(table: pd.DataFrame, *rest: Any) -> np.ndarray:
+    def predict(train: Any, table: pd.DataFrame, *rest: Any) -> np.ndarray:
         seen.append(table)
-        return original(table, *rest)
+        return original(train, table, *rest)
 
     monkeypatch.setattr(cross_validate, "predict", predict)
     set_parameters(paths.PARAMETERS, {"cross_validation.repeats": 2})
@@ -118,11 +119,11 @@ def test_a_run_that_was_stopped_resumes_with_the_next_fold_and_the_same_bytes(
     original = cross_validate.predict
     calls: list[str] = []
 
-    def predict(table: pd.DataFrame, values: Any, folder: Path, stage: str) -> np.ndarray:
+    def predict(train: Any, table: pd.DataFrame, values: Any, folder: Path, stage: str) -> np.ndarray:
         calls.append(stage)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return original(table, values, folder, stage)
+        return original(train, table, values, folder, stage)
 
     monkeypatch.setattr(cross_validate, "predict", predict)
     with pytest.raises(KeyboardInterrupt):
@@ -152,7 +153,50 @@ def test_labels_of_one_video_are_named(ready: pd.DataFrame, capsys: pytest.Captu
     assert (table.loc[table["label"] == "rare", "prediction"] != "rare").all()
 
 
-def test_too_many_folds_are_one_line(ready: pd.DataFrame) -> None:
-    set_parameters(paths.PARAMETERS, {"cross_validation.folds": 50})
-    with pytest.raises(UserError, match=r"cross_validation.folds is 50; .* of 36 groups: set it to 36"):
+@pytest.mark.parametrize(
+    ("images", "folds", "line"),
+    [
+        (
+            48,
+            50,
+            r"cross_validation.folds is 50, .* only 36 videos, and at most 16 images of a label; set it to 16 or less",
+        ),
+        (1, 2, r"only 1 videos, and at most 1 images of a label; expected at least two of both"),
+        (3, 2, r"at most 1 images of a label; expected at least two of both"),
+    ],
+)
+def test_too_few_images_for_the_folds_are_one_line(ready: pd.DataFrame, images: int, folds: int, line: str) -> None:
+    ready.iloc[:images].to_csv(paths.SPLIT, index=False)
+    set_parameters(paths.PARAMETERS, {"cross_validation.folds": folds})
+    with pytest.raises(UserError, match=line):
         cross_validate.main()
+
+
+@pytest.mark.parametrize(
+    ("labels", "share"), [("aab", 0.0), ("aabb", 0.5)], ids=["one label to learn", "nothing to validate"]
+)
+def test_a_fold_that_leaves_too_little_is_one_line(labels: str, share: float) -> None:
+    images = pd.DataFrame({"image": [f"{n}.jpg" for n in range(len(labels))], "label": list(labels), "part": "train"})
+    fold = np.arange(len(labels)) // 2
+    with pytest.raises(UserError, match="fold 2 leaves too few images to learn two labels from"):
+        cross_validate.part_of_fold(images, pd.Series(fold.astype(str)), fold, 1, share)
+
+
+@pytest.mark.slow
+def test_a_damaged_fold_is_predicted_again(
+    ready: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):  # noqa: PT012
+        context.setattr(cross_validate, "summary", stop)  # all folds are predicted
+        cross_validate.main()
+    (first, *_) = sorted(paths.out_of_fold("backbone").parent.rglob("*.npz"))
+    content = bytearray(first.read_bytes())
+    content[len(content) // 2] ^= 1
+    first.write_bytes(content)
+    run()
+    shown = capsys.readouterr().out
+    assert "cross-validate: discarded the damaged 0-0.npz" in shown
+    assert "cross-validate: resuming: 2/3 folds done" in shown

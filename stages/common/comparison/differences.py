@@ -44,35 +44,35 @@ def compare(a: Result, b: Result, *, every: bool = False, out_of_fold: bool = Fa
     if paired and not _are_same(a, b):
         out.parts.append(_verdict(paired["macro_f1"], a, b, out_of_fold))
     _add_labels(a, b, out)
-    if len(a.runs) == len(b.runs) == 1:
-        _add_images(a.runs[0], b.runs[0], every, out)
+    if len(a.tables) == len(b.tables) == 1:
+        _add_images(a.tables[0], b.tables[0], every, out)
     return out
 
 
 def _are_same(a: Result, b: Result) -> bool:
     """Whether both have the same predictions for the same images."""
     columns = ["image", "label", "prediction"]
-    return len(a.runs) == len(b.runs) and all(
-        len(x.merge(y, on=columns)) == len(x) == len(y) for x, y in zip(a.runs, b.runs, strict=True)
+    return len(a.tables) == len(b.tables) and all(
+        len(x.merge(y, on=columns)) == len(x) == len(y) for x, y in zip(a.tables, b.tables, strict=True)
     )
 
 
 def _add_images_compared(a: Result, b: Result, kind: str, out: Comparison) -> dict[str, bootstrap.Difference]:
     """Say what is compared. Returns the paired differences, empty if there can't be any."""
     described = [
-        f"{name} is {f'the mean of {each.seeds} seeds: ' if each.seeds > 1 else ''}{each.name} ({each.model})"
+        f"{name} is {f'the mean of {len(each.seeds)} seeds: ' if len(each.seeds) > 1 else ''}{each.name} ({each.model})"
         for name, each in (("A", a), ("B", b))
     ]
     out.parts.append(f"{', '.join(described)}.")
     for each in (a, b):
-        if not each.runs:
+        if not each.seeds:
             out.parts.append(f"No interval and no p-value: the predictions of {each.name} are missing: {each.missing}.")
-    if not (a.runs and b.runs):
+    if not (a.seeds and b.seeds):
         return {}
-    of_a, of_b = a.runs[0], b.runs[0]
+    of_a, of_b = a.tables[0], b.tables[0]
     try:
-        paired = bootstrap.differences(a.runs, b.runs)
-    except ValueError:
+        paired = bootstrap.differences_of_seeds(a.seeds, b.seeds)
+    except bootstrap.DifferentImagesError:
         same = len(of_a.merge(of_b, on=["image", "label", "video"]))
         out.parts.append(
             f"No interval and no p-value: the {kind} images differ ({len(of_a)} images in A, {len(of_b)} in B, {same} of them "
@@ -111,15 +111,19 @@ def _p(found: bootstrap.Difference) -> str:
 def _verdict(found: bootstrap.Difference, a: Result, b: Result, out_of_fold: bool) -> str:
     interval = f"95 % interval {found.low:+.3f} to {found.high:+.3f}, p {_p(found)}"
     videos = "the videos" if out_of_fold else "test videos"
-    choice = f"the choice of {videos} and of the seeds" if max(a.seeds, b.seeds) > 1 else f"the choice of {videos}"
+    single = [name for name, each in (("A", a), ("B", b)) if len(each.seeds) == 1]
+    choice = f"the choice of {videos}" if single else f"the choice of {videos} and of the seeds"
     if found.p >= bootstrap.ALPHA:
         return f"Macro F1 changed by {found.difference:+.3f}, which {choice} may explain ({interval})."
     verdict = (
         f"Macro F1 is {'better' if found.difference > 0 else 'worse'} by more than {choice} explains ({interval})."
     )
-    if max(a.seeds, b.seeds) > 1:
+    if not single:
         return verdict
-    return f"{verdict} The effect of another seed is not included: compare groups of seeds, A1,A2,A3 B1,B2,B3."
+    return (
+        f"{verdict} The effect of another seed of {' and '.join(single)} is not included: compare groups of seeds, A1,A2,A3 "
+        "B1,B2,B3."
+    )
 
 
 def _add_labels(a: Result, b: Result, out: Comparison) -> None:

@@ -55,16 +55,15 @@ def read_experiment(name: str, read: Reader) -> Experiment:
 def refuse_other_differences(experiments: Sequence[Experiment]) -> None:
     """Raise a `UserError` unless the experiments differ in the parameter `seed`, and in nothing else."""
     first, *others = experiments
+    seeds = [experiment.seeds for experiment in experiments]
+    if twice := [each.name for each in experiments if seeds.count(each.seeds) > 1]:
+        raise UserError(f"{' and '.join(twice)} have the same seed; expected a group that differs in seed alone")
     for other in others:
         ours, theirs = ({**each.rest, "split.seed": each.parameters.get("split.seed")} for each in (first, other))
         if different := sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)):
             shown = ", ".join(f"{key} ({ours.get(key)} and {theirs.get(key)})" for key in different[:5])
             raise UserError(
                 f"{first.name} and {other.name} differ in {shown}; expected a group that differs in seed alone"
-            )
-        if other.seeds == first.seeds:
-            raise UserError(
-                f"{first.name} and {other.name} have the same seed; expected a group that differs in seed alone"
             )
 
 

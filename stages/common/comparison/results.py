@@ -4,7 +4,7 @@ import io
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 
 from stages.common.evaluation.metrics import DIGITS, METRICS, Scorer, tally
-from stages.common.evaluation.predictions import occurring_labels, parse_predictions
+from stages.common.evaluation.predictions import occurring_labels, parse_predictions, probabilities_of
 from stages.common.runtime import paths
 from stages.common.runtime.errors import UserError
-from stages.common.runtime.parameters import parse_yaml
+from stages.common.runtime.parameters import flatten, parse_yaml
 from stages.common.runtime.revisions import Reader
 
 COSTS = {"seconds": float, "parameters": int}
@@ -33,9 +33,15 @@ class Result:
     scores: dict[str, float]  # those of `METRICS` that it has
     training: dict[str, Any]  # seconds and parameters, if known
     labels: pd.DataFrame  # label, f1, support
-    runs: Sequence[pd.DataFrame] = ()  # tables of predictions of the same images; none: `missing` says why
+    # For each seed the tables of predictions of its repeats, all of the same images; none: `missing` says why.
+    seeds: Sequence[Sequence[pd.DataFrame]] = ()
     missing: str = ""
-    seeds: int = 1
+    folds: dict[str, Any] = field(default_factory=dict)  # how out-of-fold predictions were made
+
+    @property
+    def tables(self) -> list[pd.DataFrame]:
+        """All predictions."""
+        return [table for repeats in self.seeds for table in repeats]
 
 
 def read_result(name: str, read: Reader) -> Result:
@@ -46,8 +52,10 @@ def read_result(name: str, read: Reader) -> Result:
         read: returns the text of its files.
 
     Raises:
-        UserError: the revision has no scores, files that this project does not write, or predictions of other scores.
+        UserError: the revision has no scores, scores of an older model, files that this project does not write, or
+            predictions of other scores.
     """
+    refuse_stale_scores(name, read)
     try:
         evaluation, training = json.loads(read(paths.EVALUATION)), json.loads(read(paths.TRAINING))
         training = {key: kind(training[key]) for key, kind in COSTS.items() if key in training}
@@ -77,7 +85,31 @@ def read_result(name: str, read: Reader) -> Result:
         raise UserError(f"{name}: {path} is not as dvc repro writes it: {error!r}") from error
     found = _mean_scores([predictions])
     _check(name, found, scores, paths.EVALUATION, path)
-    return Result(name, model, found, training, labels, [predictions])
+    return Result(name, model, found, training, labels, [[predictions]])
+
+
+def refuse_stale_scores(name: str, read: Reader) -> None:
+    """Raise a `UserError` if a revision's scores are not those of its model: its experiment ran cross-validate alone.
+
+    A revision without the entries in question is not refused.
+    """
+    try:
+        parameters = parse_yaml(read(paths.PARAMETERS))
+        stages = {key: value for lock in paths.LOCKS[::2] for key, value in parse_yaml(read(lock))["stages"].items()}
+        model = str(parameters["model"])
+        evaluated = stages["evaluate"]["params"][str(paths.PARAMETERS)]["model"]
+        train, infer = stages[f"train-{model}"], stages[f"infer-{model}"]
+        files = (paths.model_file(model), train, infer), (paths.predictions(model), infer, stages["evaluate"])
+        stale = evaluated != model or any(
+            _md5(maker["outs"], path) != _md5(reader["deps"], path) for path, maker, reader in files
+        )
+    except (FileNotFoundError, *WRONG):
+        return  # what is wrong is said by those who need it
+    if stale:
+        raise UserError(
+            f"{name}: its scores on the test part are of another model than its parameters say: only other stages have run; "
+            "run dvc repro there, or cross-validate both sides"
+        )
 
 
 def read_out_of_fold(name: str, read: Reader) -> Result | str:
@@ -91,27 +123,32 @@ def read_out_of_fold(name: str, read: Reader) -> Result | str:
         UserError: it has files that this project does not write, or predictions of other scores.
     """
     try:
-        model = str(parse_yaml(read(paths.PARAMETERS))["model"])
+        parameters = parse_yaml(read(paths.PARAMETERS))
+        model = str(parameters["model"])
         locked = parse_yaml(read(paths.LOCKS[-1]))["stages"]
-        path, made_of = paths.out_of_fold(model), str(paths.model_file(model))
+        path, made_of = paths.out_of_fold(model), paths.model_file(model)
         if "cross-validate" not in locked:
             return "it was not cross-validated"
-        stage, train = locked["cross-validate"], locked[f"train-{model}"]
-        if [out["path"] for out in stage["outs"] if out["path"] == str(path)] == []:
-            return f"the stage cross-validate ran for another model than {model}"
-        if _md5(stage["deps"], made_of) != _md5(train["outs"], made_of):
+        stage = locked["cross-validate"]
+        used = stage["params"][str(paths.PARAMETERS)]
+        if used["model"] != model or f"train-{model}" not in locked:
+            return f"the stage cross-validate has not run for {model}"
+        if _md5(stage["deps"], made_of) != _md5(locked[f"train-{model}"]["outs"], made_of):
             return "the stage cross-validate has not run since the model was trained"
+        folds = {key: parameters[key] for key in ("cross_validation", "split")}
+        if any(used[key] != value for key, value in folds.items()):
+            return "the stage cross-validate has not run since its parameters were changed"
         predictions, scores = _predictions(read, path), _scores(json.loads(read(paths.CROSS_VALIDATION)))
-        runs = [table for _, table in predictions.groupby("repeat")]
+        repeats = [table for _, table in predictions.groupby("repeat")]
+        found = _mean_scores(repeats)
     except FileNotFoundError as error:
         return f"{error.filename}: {error.strerror}"
     except WRONG as error:
         raise UserError(
             f"{name}: {paths.LOCKS[-1]} or its files are not as dvc repro writes them: {error!r}"
         ) from error
-    found = _mean_scores(runs)
     _check(name, found, scores, paths.CROSS_VALIDATION, path)
-    return Result(name, model, found, {}, _mean_labels(runs), runs)
+    return Result(name, model, found, {}, _mean_labels(repeats), [repeats], folds=flatten(folds))
 
 
 def mean_of(results: Sequence[Result]) -> Result:
@@ -128,14 +165,14 @@ def mean_of(results: Sequence[Result]) -> Result:
         scores={metric: fmean(result.scores[metric] for result in results) for metric in shared},
         training={key: COSTS[key](fmean(result.training[key] for result in results)) for key in costs},
         labels=labels.groupby("label", as_index=False)[["f1", "support"]].mean(),
-        runs=[] if missing else [table for result in results for table in result.runs],
+        seeds=[] if missing else [repeats for result in results for repeats in result.seeds],
         missing="; ".join(missing),
-        seeds=len(results),
+        folds=results[0].folds,
     )
 
 
-def _md5(entries: list[dict[str, Any]], path: str) -> str:
-    (md5,) = (entry["md5"] for entry in entries if entry["path"] == path)
+def _md5(entries: list[dict[str, Any]], path: Path) -> str:
+    (md5,) = (entry["md5"] for entry in entries if entry["path"] == str(path))
     return str(md5)
 
 
@@ -149,6 +186,9 @@ def _predictions(read: Reader, path: Path) -> pd.DataFrame:
         or predictions.groupby(repeats)["image"].value_counts().max() > 1
     ):
         raise ValueError("probabilities that are not from 0 to 1, or an image twice")
+    _, probabilities = probabilities_of(predictions)
+    if not ((probabilities >= 0) & (probabilities <= 1)).all():
+        raise ValueError("probabilities of labels that are not from 0 to 1")
     return predictions
 
 
@@ -179,4 +219,4 @@ def _mean_labels(runs: Sequence[pd.DataFrame]) -> pd.DataFrame:
 def _check(name: str, found: dict[str, float], stated: dict[str, float], file: Path, path: Path) -> None:
     tolerance = {metric: max(1e-5, 10.0 ** -DIGITS[metric]) for metric in METRICS}
     if any(abs(found[metric] - stated[metric]) > tolerance[metric] for metric in found.keys() & stated.keys()):
-        raise UserError(f"{name}: {file} does not belong to {path}; run dvc repro there first")
+        raise UserError(f"{name}: {file} does not belong to {path}; run the stage that writes them there first")

@@ -6,10 +6,11 @@ Statistician 2015), stretched against the bias, as a resample misses some rare l
 other. Plain percentile intervals of macro F1 contained the truth in 81 to 95 of 100 simulated test parts, these in 90 to
 99; the lowest where a few videos have many of the images.
 
-Several runs, such as other seeds or other folds, predict the same images: the score is the mean of theirs.
+Of several predictions of the same images the score is the mean: repeats (other folds) are averaged only; seeds are drawn as
+well where two models are compared.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +28,8 @@ RESAMPLES = 5000
 BLOCK = 500
 SEED = 0
 
-Runs = pd.DataFrame | Sequence[pd.DataFrame]
+# A table of predictions as `Scorer` takes it, or those of several repeats.
+Repeats = pd.DataFrame | Sequence[pd.DataFrame]
 
 
 class Score(NamedTuple):
@@ -47,21 +49,26 @@ class Difference(NamedTuple):
     p: float
 
 
-def intervals(runs: Runs) -> dict[str, Score]:
+class DifferentImagesError(ValueError):
+    """Predictions of different images, or with other labels or videos."""
+
+
+def intervals(repeats: Repeats) -> dict[str, Score]:
     """Scores and their 95 % intervals, by resampling videos. The same for the same predictions.
 
     Args:
-        runs: a table of predictions as `Scorer` takes it, or several, of the same images.
+        repeats: a table, or several of the same images.
 
     Returns:
         The score of each metric. With fewer than `MIN_VIDEOS` videos the interval is 0 to 1.
     """
-    scorers = _scorers(runs)
+    scorers = [Scorer(table) for table in tables_of(repeats)]
     videos = scorers[0].videos
     observed = _mean(scorers, np.ones((1, videos)))[0]
     low, high = np.zeros_like(observed), np.ones_like(observed)
     if videos >= MIN_VIDEOS:
-        low, high = _ends(observed, _resampled(scorers), _mean(scorers, 1 - np.eye(videos)))
+        resampled = np.concatenate([_mean(scorers, times) for times in _draws(videos)])
+        low, high = _ends(observed, resampled, _without_each(scorers))
         # All correct or all wrong: each resample is the same. The ends are those of a binomial fraction (Clopper and Pearson 1934).
         extreme = (ALPHA / 2) ** (1 / videos)
         low, high = np.where(observed == 1, extreme, low), np.where(observed == 0, 1 - extreme, high)
@@ -71,38 +78,53 @@ def intervals(runs: Runs) -> dict[str, Score]:
     }
 
 
-def differences(a: Runs, b: Runs) -> dict[str, Difference]:
+def differences(a: Repeats, b: Repeats) -> dict[str, Difference]:
     """How much better B is than A on the same images, by resampling videos with both models' predictions (paired).
 
-    Of several runs on either side, the runs are resampled as well.
-
     Args:
-        a: a table of predictions as `Scorer` takes it, or several.
+        a: a table, or several of the same images.
         b: the same images with the same labels and videos, in any order.
 
     Raises:
-        ValueError: the images, their labels or their videos are not the same.
+        DifferentImagesError: they are not the same.
     """
-    tables = [*runs_of(a), *runs_of(b)]
+    return differences_of_seeds([a], [b])
+
+
+def differences_of_seeds(a: Sequence[Repeats], b: Sequence[Repeats]) -> dict[str, Difference]:
+    """As `differences`, of the means over seeds: videos and, where a side has several, its seeds are resampled together.
+
+    A bootstrap of few seeds is too narrow: their deviations are stretched by sqrt(n / (n - 1)), and by Student's quantile over
+    the normal one.
+
+    Args:
+        a: for each seed a table, or several.
+        b: the same for B, with any number of seeds.
+
+    Raises:
+        DifferentImagesError: the images, their labels or their videos are not the same.
+    """
+    tables = [table for repeats in (*a, *b) for table in tables_of(repeats)]
     same = ["image", "label", "video"]
     first, *others = (table[same].sort_values("image").reset_index(drop=True) for table in tables)
     if not all(first.equals(other) for other in others):
-        raise ValueError("a and b are predictions of different images")
+        raise DifferentImagesError("a and b are predictions of different images")
     labels = occurring_labels(*tables)
-    of_a, of_b = _scorers(a, labels), _scorers(b, labels)
-    names = [name for name in of_a[0].names if name in of_b[0].names]  # the first ones of both
-    videos = of_a[0].videos
+    of_a, of_b = ([[Scorer(table, labels) for table in tables_of(repeats)] for repeats in side] for side in (a, b))
+    names = [name for name in of_a[0][0].names if name in of_b[0][0].names]  # the first ones of both
+    videos, metrics = of_a[0][0].videos, len(names)
 
-    def minus(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        change: np.ndarray = y[:, : len(names)] - x[:, : len(names)]
+    def minus(scores: Callable[[list[list[Scorer]]], np.ndarray]) -> np.ndarray:
+        change: np.ndarray = scores(of_b)[:, :metrics] - scores(of_a)[:, :metrics]
         return change
 
-    every = np.ones((1, videos))
-    (observed,) = minus(_mean(of_a, every), _mean(of_b, every))
+    (observed,) = minus(lambda side: _mean(_flat(side), np.ones((1, videos))))
     if videos < MIN_VIDEOS:
         return {name: Difference(float(value), -1.0, 1.0, 1.0) for name, value in zip(names, observed, strict=True)}
-    resampled = minus(_resampled(of_a, draw_runs=1), _resampled(of_b, draw_runs=2))
-    without = minus(*(_mean(each, 1 - np.eye(videos)) for each in (of_a, of_b)))
+    freedom = max(len(a) + len(b) - 2, 1)
+    stretch = stdtrit(freedom, ALPHA / 2) / ndtri(ALPHA / 2)
+    resampled = minus(lambda side: _resampled_seeds(side, videos, stretch, SEED + (side is of_b)))
+    without = minus(lambda side: _without_each(_flat(side)))
     low, high = np.clip(_ends(observed, resampled, without), -1, 1)
     return {
         name: Difference(*map(float, values))
@@ -110,41 +132,51 @@ def differences(a: Runs, b: Runs) -> dict[str, Difference]:
     }
 
 
-def runs_of(runs: Runs) -> list[pd.DataFrame]:
-    """The tables of one or several runs."""
-    return [runs] if isinstance(runs, pd.DataFrame) else list(runs)
+def tables_of(repeats: Repeats) -> list[pd.DataFrame]:
+    """The tables of one or several repeats."""
+    return [repeats] if isinstance(repeats, pd.DataFrame) else list(repeats)
 
 
-def _scorers(runs: Runs, labels: list[str] | None = None) -> list[Scorer]:
-    return [Scorer(table, labels) for table in runs_of(runs)]
+def _flat(seeds: list[list[Scorer]]) -> list[Scorer]:
+    return [scorer for repeats in seeds for scorer in repeats]
 
 
 def _mean(scorers: list[Scorer], times: np.ndarray) -> np.ndarray:
-    """The mean score of the runs: (n, videos) to (n, metrics)."""
+    """The mean score: (n, videos) to (n, metrics)."""
     mean: np.ndarray = np.mean([scorer(times) for scorer in scorers], axis=0)
     return mean
 
 
-def _resampled(scorers: list[Scorer], draw_runs: int = 0) -> np.ndarray:
-    """Scores of `RESAMPLES` sets of as many videos, drawn with replacement: (RESAMPLES, metrics).
-
-    Args:
-        scorers: the runs.
-        draw_runs: draw the runs as well, from the generator of this number; 0: the score is their mean.
-    """
-    generator, videos, runs = np.random.default_rng(SEED), scorers[0].videos, len(scorers)
-    generator_of_runs = np.random.default_rng((SEED, draw_runs))
+def _without_each(scorers: list[Scorer]) -> np.ndarray:
+    """Scores without each video, (videos, metrics)."""
+    videos = scorers[0].videos
     blocks = []
+    for start in range(0, videos, BLOCK):
+        times = np.ones((min(BLOCK, videos - start), videos))
+        times[np.arange(len(times)), start + np.arange(len(times))] = 0
+        blocks.append(_mean(scorers, times))
+    return np.concatenate(blocks)
+
+
+def _draws(videos: int) -> Iterator[np.ndarray]:
+    """How often each video is drawn, `RESAMPLES` times as many with replacement: blocks of (BLOCK, videos)."""
+    generator = np.random.default_rng(SEED)
     for _ in range(RESAMPLES // BLOCK):
         drawn = generator.integers(videos, size=(BLOCK, videos)) + videos * np.arange(BLOCK)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=BLOCK * videos).reshape(BLOCK, videos)
-        values = np.stack([scorer(times) for scorer in scorers], axis=1)
+        yield np.bincount(drawn.ravel(), minlength=BLOCK * videos).reshape(BLOCK, videos)
+
+
+def _resampled_seeds(seeds: list[list[Scorer]], videos: int, stretch: float, number: int) -> np.ndarray:
+    """Mean scores of resampled videos and seeds, (RESAMPLES, metrics); `number` makes the draws of the seeds."""
+    generator, count = np.random.default_rng((SEED, number)), len(seeds)
+    blocks = []
+    for times in _draws(videos):
+        values = np.stack([_mean(repeats, times) for repeats in seeds], axis=1)
         mean = values.mean(axis=1)
-        if draw_runs and runs > 1:
-            chosen = generator_of_runs.integers(runs, size=(BLOCK, runs))
-            drawn_mean = np.take_along_axis(values, chosen[:, :, None], axis=1).mean(axis=1)
-            # The variance of a mean of n values drawn from n is (n - 1) / n of what it should be.
-            mean += (drawn_mean - mean) * np.sqrt(runs / (runs - 1))
+        if count > 1:
+            chosen = generator.integers(count, size=(BLOCK, count))
+            drawn = np.take_along_axis(values, chosen[:, :, None], axis=1).mean(axis=1)
+            mean += (drawn - mean) * stretch * np.sqrt(count / (count - 1))
         blocks.append(mean)
     return np.concatenate(blocks)
 

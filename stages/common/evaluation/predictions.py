@@ -45,7 +45,9 @@ def parse_predictions(file: TextIO) -> pd.DataFrame:
         raise ValueError(f"its columns are {', '.join(names[:end]) or 'none'}; expected {', '.join(COLUMNS)}")
     columns = names[:end] + [OF + label for label in names[end:]]
     # Names may be NA, 1 or 007.
-    return pd.read_csv(file, names=columns, keep_default_na=False, dtype=dict.fromkeys(COLUMNS[:-1], str))
+    return pd.read_csv(
+        file, names=columns, index_col=False, keep_default_na=False, dtype=dict.fromkeys(COLUMNS[:-1], str)
+    )
 
 
 def read_predictions(path: Path) -> pd.DataFrame:

@@ -7,21 +7,21 @@ import pandas as pd
 from sklearn.metrics import precision_recall_fscore_support
 
 from stages.common.evaluation import bootstrap
-from stages.common.evaluation.bootstrap import Runs
+from stages.common.evaluation.bootstrap import Repeats
 from stages.common.evaluation.calibration import calibration_error
 from stages.common.evaluation.metrics import DIGITS, METRICS
 
 
-def summary(runs: Runs) -> dict[str, Any]:
+def summary(repeats: Repeats) -> dict[str, Any]:
     """The scores of `METRICS`, the expected calibration error, and then the scores' 95 % intervals.
 
     Args:
-        runs: a table of predictions with probabilities, or several of the same images, of which it has the means.
+        repeats: a table of predictions with probabilities, or several of the same images, of which it has the means.
     """
-    scores = bootstrap.intervals(runs)
+    scores = bootstrap.intervals(repeats)
     errors = [
         calibration_error(table["probability"].to_numpy(), table["label"].to_numpy() == table["prediction"].to_numpy())
-        for table in bootstrap.runs_of(runs)
+        for table in bootstrap.tables_of(repeats)
     ]
     return {
         **{name: round(score.value, DIGITS[name]) for name, score in scores.items()},

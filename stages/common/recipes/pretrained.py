@@ -26,7 +26,7 @@ def train(name: str, section: Pretrained, seed: int, split: pd.DataFrame, traine
     """Train a head on the stored features, then fine-tune if `section` says so.
 
     With `refit`, validation has then told how many epochs are best, and a new model is trained for as many on the
-    training and validation images together.
+    training and validation images together. Without a validation part there is one training, and no score.
 
     Args:
         name: of the model.
@@ -52,7 +52,7 @@ def train(name: str, section: Pretrained, seed: int, split: pd.DataFrame, traine
     )
     fitted, on_head, on_both = transfer.fit(train, validation, head, tuning)
     best = max(on_head.best, on_both.best)
-    if section.refit:
+    if section.refit and validation is not None:
         both = Part(train.names + validation.names, np.concatenate([train.labels, validation.labels]))
         head = replace(head, name="refit-head", epochs=on_head.epochs)
         tuning = replace(tuning, name="refit-fine-tuning", epochs=on_both.epochs)

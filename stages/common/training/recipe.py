@@ -31,18 +31,19 @@ class Trained(NamedTuple):
     validation_macro_f1: float
 
 
-def labelled_parts(split: pd.DataFrame, rows: Rows) -> tuple[list[str], Part, Part]:
-    """The labels, and the training and validation images that `rows` has.
+def labelled_parts(split: pd.DataFrame, rows: Rows) -> tuple[list[str], Part, Part | None]:
+    """The labels, and the training and validation images that `rows` has; None if `split` has no validation part.
 
     Raises:
-        UserError: a part has no image.
+        UserError: a part has no image that could be decoded.
     """
     labels = labels_of(split)
-    chosen = [images_of(split, part, rows) for part in ("train", "validation")]
-    train, validation = (
-        Part(list(part["image"]), pd.Index(labels).get_indexer(pd.Index(part["label"]))) for part in chosen
-    )
-    return labels, train, validation
+
+    def part(name: str) -> Part:
+        chosen = images_of(split, name, rows)
+        return Part(list(chosen["image"]), pd.Index(labels).get_indexer(pd.Index(chosen["label"])))
+
+    return labels, part("train"), part("validation") if (split["part"] == "validation").any() else None
 
 
 def phase_of(name: str, section: Training, seed: int, **changes: Any) -> Phase:
@@ -51,8 +52,12 @@ def phase_of(name: str, section: Training, seed: int, **changes: Any) -> Phase:
     return Phase(**{"name": name, "seed": seed, **{key: getattr(section, key) for key in shared}, **changes})
 
 
-def recipe_of(section: Scratch | Pretrained) -> Callable[[str, Any, int, pd.DataFrame, Trainer], Trained]:
-    """How a model with this section is trained: (name, section, seed, split, trainer) to what was trained."""
+# Name, section, seed, split and trainer to what was trained.
+Recipe = Callable[[str, Any, int, pd.DataFrame, Trainer], Trained]
+
+
+def recipe_of(section: Scratch | Pretrained) -> Recipe:
+    """How a model with this section is trained."""
     # Imported here: a stage depends on the code that it loads, and a change of the heads must not train scratch again.
     if isinstance(section, Scratch):
         from stages.common.recipes import scratch
