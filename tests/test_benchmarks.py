@@ -1,12 +1,19 @@
-"""What the benchmarks need: a pipeline of the same shape that does nothing, and a header that says when and where they ran."""
+"""What the benchmarks need, and that the ablation calls nothing better that is not."""
 
 import subprocess
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
-from benchmarks import pipeline
+from benchmarks import ablation, pipeline
 from benchmarks.__main__ import PARTS, hardware
+from benchmarks.layout import as_mpii
+from stages import annotate
+from stages.common.comparison.results import Result
+from stages.common.evaluation.bootstrap import Difference
+from stages.common.images import layout
 from stages.common.runtime.parameters import parse_yaml
 from tests.conftest import ROOT, make_clone
 
@@ -29,3 +36,42 @@ def test_the_empty_pipeline_has_the_same_stages_and_outputs_and_runs(tmp_path: P
     for expected in ("Running stage 'evaluate'", "Data and pipelines are up to date"):
         shown = subprocess.run(["dvc", "repro"], cwd=empty, capture_output=True, text=True, check=True).stdout
         assert expected in shown
+
+
+def test_a_folder_a_label_becomes_mpiis_layout(tmp_path: Path) -> None:
+    for name in ("rugby/1.jpg", "rugby/2.JPG", "table tennis/1.png", "README.md", "rugby/notes.txt"):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / name).touch()
+    made = as_mpii(tmp_path / "photos", tmp_path / "mpii")
+    table = annotate.read(layout.annotation_file(made))
+    assert list(table["activity"]) == ["rugby", "rugby", "table tennis"]
+    assert table["labelled"].all()
+    assert table["video"].isna().all()
+    assert all((layout.images_folder(made) / name).is_file() for name in table["image"])
+
+
+def test_the_mean_of_two_sets_has_the_interval_of_independent_ones() -> None:
+    mean, low, high = ablation.mean_difference([Difference(0.1, 0.04, 0.14, 0.01), Difference(0.0, -0.08, 0.03, 0.5)])
+    assert (mean, low, high) == pytest.approx((0.05, 0.05 - 0.05, 0.05 + 0.025))
+
+
+def test_a_useless_change_is_not_called_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Predictions that are wrong for other images, but as often; and in the last row seldom wrong."""
+    generator = np.random.default_rng(1)
+    accuracy = {"Base": 0.6, "Base, useless": 0.6, "Base, good": 0.8}
+
+    def predictions(images: int, share: float) -> pd.DataFrame:
+        truth = np.array(["a", "b", "c"])[np.arange(images) % 3]
+        right = generator.permutation(images) < share * images
+        names = [f"{number}.jpg" for number in range(images)]
+        table = pd.DataFrame({"image": names, "video": "", "label": truth, "prediction": "d"})
+        return table.assign(prediction=table["prediction"].where(~right, table["label"]))
+
+    def cross_validated(each: ablation.Set, overrides: list[str]) -> Result:
+        table = predictions(300, accuracy[overrides[0]])
+        return Result("x", "backbone", {}, {}, pd.DataFrame(), [[table]])
+
+    monkeypatch.setattr(ablation, "cross_validated", cross_validated)
+    sets = [ablation.Set(name, tmp_path, tmp_path) for name in ("one", "two")]
+    table = ablation.measure(sets, {name: [name] for name in accuracy})
+    assert list(table["verdict"]) == ["", "", "better"]

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -293,11 +294,17 @@ PIPELINE = """
 stages:
   train-scratch: {cmd: 'false', wdir: .., outs: [models/scratch/model.keras]}
   cross-validate:
-    {cmd: 'false', wdir: .., deps: [models/scratch/model.keras], outs: [models/scratch/out_of_fold.csv]}
+    cmd: 'false'
+    wdir: ..
+    deps: [models/scratch/model.keras]
+    params: [model, split, cross_validation]
+    outs: [models/scratch/out_of_fold.csv]
 """
 
 
-def commit_folds(repository: Repository, name: str, table: pd.DataFrame, seed: int = 1, l2: int = 1) -> None:
+def commit_folds(
+    repository: Repository, name: str, table: pd.DataFrame, seed: int = 1, l2: int = 1, folds: int = 5
+) -> None:
     """A revision that is cross-validated: a quarter of the images of `table` are its test part."""
     folder = repository.path / "models/scratch"
     for file, text in (("model.keras", f"{name}"), ("out_of_fold.csv", table.to_csv(index=False))):
@@ -310,6 +317,7 @@ def commit_folds(repository: Repository, name: str, table: pd.DataFrame, seed: i
         "seed": seed,
         "split": {"seed": 1},
         "scratch": {"l2": l2},
+        "cross_validation": {"folds": folds},
     }
     (repository.path / paths.PARAMETERS).write_text(yaml.safe_dump(parameters))
     (repository.path / "metrics").mkdir(exist_ok=True)
@@ -341,9 +349,13 @@ def test_out_of_fold_predictions_are_compared_if_both_have_them(repository: Repo
     of_test_part = repository.compare("old", "new")
     narrow, wide = interval(shown), interval(of_test_part)
     assert narrow[1] - narrow[0] < 0.75 * (wide[1] - wide[0])
+    commit_folds(repository, "other-folds", folds_of(0.7), folds=3)
+    shown = repository.compare("a", "HEAD")
+    assert "60 test images" in shown
+    assert "Not by out-of-fold predictions: A and B differ in cross_validation.folds." in shown
     shown = repository.compare("old", "b")
     assert "60 test images" in shown
-    assert "Not by out-of-fold predictions (old: params.yaml: no stage of that revision writes it)" in shown
+    assert "Not by out-of-fold predictions: old: params.yaml: no stage of that revision writes it." in shown
 
 
 def test_out_of_fold_predictions_of_an_older_model_are_not_used(repository: Repository) -> None:
@@ -373,3 +385,32 @@ def test_groups_of_seeds_are_compared_by_their_means(repository: Repository) -> 
     shown = repository.compare("a1,c", "b1", ok=False)
     assert shown == "error: a1 and c differ in scratch.l2 (1 and 2); expected a group that differs in seed alone\n"
     assert "have the same seed; expected a group" in repository.compare("a1,b1", "b1", ok=False)
+
+
+def test_scores_of_the_commit_before_are_refused(repository: Repository) -> None:
+    """As an experiment that ran cross-validate alone has them: model and parameters are new, the test part's scores are not."""
+    commit_folds(repository, "a", folds_of(0.5))
+    files = {"models/scratch/model.keras": "1", "models/scratch/predictions.csv": "2"}
+    stages = {
+        "train-scratch": {"outs": ["models/scratch/model.keras"]},
+        "infer-scratch": {"deps": ["models/scratch/model.keras"], "outs": ["models/scratch/predictions.csv"]},
+        "evaluate": {"deps": ["models/scratch/predictions.csv"]},
+    }
+
+    def lock(**changes: str) -> None:
+        entries: dict[str, Any] = {
+            name: {kind: [{"path": path, "md5": files[path]} for path in paths] for kind, paths in stage.items()}
+            for name, stage in stages.items()
+        }
+        entries["evaluate"]["params"] = {"params.yaml": {"model": changes.get("evaluated", "scratch")}}
+        entries["train-scratch"]["outs"][0]["md5"] = changes.get("trained", "1")
+        (repository.path / "models/dvc.lock").write_text(yaml.safe_dump({"stages": entries}))
+        repository.run("git", "commit", "-qam", "Locked")
+
+    lock()
+    assert "A is HEAD (scratch), B is HEAD (scratch)." in repository.compare("HEAD", "HEAD")
+    for changes in ({"trained": "3"}, {"evaluated": "backbone"}):
+        lock(**changes)
+        shown = repository.compare("HEAD", "HEAD", ok=False)
+        assert shown.startswith("error: HEAD: its scores on the test part are of another model than its parameters say")
+        assert len(shown.splitlines()) == 1
