@@ -1,6 +1,6 @@
 """What each choice of the recipe is worth: overrides of params.yaml, cross-validated on several sets of photographs.
 
-    python -m benchmarks.ablation SET=FOLDER [SET=FOLDER ...] [--rows TEXT]
+    python -m benchmarks.ablation SET=FOLDER [SET=FOLDER ...] [--without TEXT]
 
 A FOLDER is in MPII's layout or has a folder of photographs a label. Each row and set is an experiment, `dvc exp run ...
 models/dvc.yaml:cross-validate`, in a clone: what has run once is restored from DVC's cache. The table is
@@ -39,14 +39,12 @@ CHANGES = {
     "imbalance logit_adjustment": ["backbone.imbalance=logit_adjustment"],
     "no refit": ["backbone.refit=false"],
     "input 288": ["backbone.input_size=288", "resize.size=288"],
-    "224 enlarged to 288": ["backbone.input_size=288"],
-    "bfloat16": ["backbone.precision=bfloat16"],
 }
 ROWS: dict[str, list[str]] = {
     "EfficientNet-Lite0": [LITE],
     **{f"EfficientNet-Lite0, {name}": [LITE, *change] for name, change in CHANGES.items()},
-    "EfficientNet-Lite0, head conv": [LITE, "backbone.head=conv"],
-    "EfficientNet-Lite0, fine-tuning": [LITE, "backbone.fine_tune_epochs=3"],
+    "EfficientNet-Lite0, trained by epochs: head conv": [LITE, "backbone.head=conv"],
+    "EfficientNet-Lite0, trained by epochs: fine-tuning": [LITE, "backbone.fine_tune_epochs=3"],
     "EfficientNet-Lite1, input 240": ["backbone.name=efficientnet_lite1", "resize.size=240"],
     "EfficientNet-Lite2, input 260": ["backbone.name=efficientnet_lite2", "resize.size=260"],
     "MobileNetV2 0.35": [MOBILE],
@@ -116,7 +114,7 @@ def measure(sets: list[Set], rows: dict[str, list[str]]) -> pd.DataFrame:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ablation", description="What is each choice worth?")
     parser.add_argument("sets", nargs="+", metavar="SET=FOLDER")
-    parser.add_argument("--rows", default="", help="only the rows whose name contains this text, and those they need")
+    parser.add_argument("--without", default="", help="skip the rows whose name contains this text")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
         sets = []
@@ -126,7 +124,7 @@ def main() -> None:
             path = Path(folder).resolve()
             made = path if list(path.rglob("*.mat")) else as_mpii(path, Path(work) / f"set{number}")
             sets.append(Set(name, made, fresh_clone(Path(work) / f"clone{number}")))
-        rows = {name: change for name, change in ROWS.items() if arguments.rows in name or "," not in name}
+        rows = {name: change for name, change in ROWS.items() if not arguments.without or arguments.without not in name}
         table = measure(sets, rows)
         write_text(RESULTS / "ablation.md", f"# Ablation\n\n{hardware()}\n\n{table.to_markdown(index=False)}\n")
 
