@@ -36,7 +36,6 @@ CHANGES = {
     "l2 10": ["backbone.l2=10"],
     "l2 1000": ["backbone.l2=1000"],
     "imbalance none": ["backbone.imbalance=none"],
-    "imbalance logit_adjustment": ["backbone.imbalance=logit_adjustment"],
     "no refit": ["backbone.refit=false"],
     "input 288": ["backbone.input_size=288", "resize.size=288"],
 }

@@ -237,7 +237,16 @@ def test_parameters_are_flattened_to_dotted_keys() -> None:
         ("backbone.name", "hub:", "backbone.name is 'hub:'; allowed are"),
         ("backbone.name", "hub:vit", r"backbone.name is 'hub:vit', .* pip install -r requirements-hub.txt"),
         ("vgg16.l2", 0, "vgg16.l2 is 0; head softmax needs more than 0"),
-        ("backbone.imbalance", "focal", "backbone.imbalance is 'focal', for which head softmax has no solver"),
+        (
+            "backbone.imbalance",
+            "focal",
+            "backbone.imbalance is 'focal'; head softmax, which is solved, allows none and",
+        ),
+        (
+            "vgg16.imbalance",
+            "logit_adjustment",
+            "vgg16.imbalance is 'logit_adjustment'; head softmax, which is solved,",
+        ),
     ],
 )
 def test_what_a_network_or_a_head_cannot_do_is_refused_before_any_work(

@@ -418,7 +418,7 @@ def test_a_refit_trains_as_many_epochs_as_were_best_on_both_parts(
     assert trainer.counts[:3] == [24, 24, 36]
 
 
-@pytest.mark.parametrize("imbalance", ["none", "class_weight", "logit_adjustment"])
+@pytest.mark.parametrize("imbalance", ["none", "class_weight"])
 @pytest.mark.parametrize("labels", [2, 4])
 def test_the_solver_finds_the_optimum_of_the_loss(labels: int, imbalance: str) -> None:
     generator = np.random.default_rng(labels)

@@ -21,14 +21,14 @@ def solve(
         features: standardised, (n, channels) float64.
         labels: numbers of the labels, (n,) int.
         classes: number of labels.
-        imbalance: none, class_weight or logit_adjustment, as `losses.make_loss` defines them.
+        imbalance: none or class_weight, as `losses.make_loss` defines them.
         l2: more than 0.
 
     Returns:
         W, (channels, classes) float64, the biases, (classes,) float64, and the number of iterations: `MAX_ITERATIONS` if
         the optimum was not reached.
     """
-    present, counts = np.unique(labels, return_counts=True)
+    present = np.unique(labels)
     # For two labels scikit-learn learns one column w, which here is halved into two: |W|^2 is half of |w|^2.
     model = LogisticRegression(
         C=(2 if len(present) == 2 else 1) / l2,
@@ -43,9 +43,6 @@ def solve(
     columns, biases = model.coef_, model.intercept_
     if len(present) == 2:
         columns, biases = np.concatenate([-columns, columns]) / 2, np.concatenate([-biases, biases]) / 2
-    if imbalance == "logit_adjustment":
-        # The biases have no penalty: adding log priors to the logits while learning subtracts them from the biases.
-        biases = biases - np.log(counts / counts.sum())
     weights, bias = np.zeros((features.shape[1], classes)), np.full(classes, ABSENT)
     weights[:, present], bias[present] = columns.T, biases
     return weights, bias, int(model.n_iter_[0])

@@ -219,10 +219,9 @@ def _check_across(parameters: Parameters, path: Path) -> None:
             raise UserError(
                 f"{path}: {name}.l2 is 0; head softmax needs more than 0: without a penalty it has no optimum"
             )
-        if section.imbalance == "focal":
+        if section.imbalance not in ("none", "class_weight"):
             raise UserError(
-                f"{path}: {name}.imbalance is 'focal', for which head softmax has no solver; allowed are none, "
-                "class_weight and logit_adjustment"
+                f"{path}: {name}.imbalance is {section.imbalance!r}; head softmax, which is solved, allows none and class_weight"
             )
     weights = parameters.weights
     if weights not in ("auto", "imagenet", "random") and not Path(weights).is_file():
