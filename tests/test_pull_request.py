@@ -100,7 +100,7 @@ def test_data_of_ones_own_are_not_reproduced_and_not_refused(origin: Clone, tmp_
 
 @pytest.mark.slow
 def test_parameters_that_were_not_run_are_refused_with_the_stages_that_would_run(origin: Clone, tmp_path: Path) -> None:
-    clone = fresh(origin, tmp_path)
+    clone = fresh(origin, tmp_path, cache=False)
     clone.set(backbone__l2=7)
     clone.run("git", "commit", "-qam", "Another penalty, not run")
     report = check(clone, ok=False)
