@@ -202,7 +202,7 @@ def test_queued_experiments_on_two_workers_leave_the_features_of_each_backbone(a
         time.sleep(3)
     assert states == ["Success"] * 2, again.run("dvc", "queue", "status")
     shown = again.run("python", "-m", "commands.seeds")
-    assert {line.split()[0] for line in shown.splitlines()[2:]} == {
+    assert {re.split("  +", line)[0] for line in shown.splitlines()[2:]} == {
         "backbone.name=efficientnet_lite0",
         "backbone.name=resnet50v2",
     }

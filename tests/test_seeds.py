@@ -100,6 +100,8 @@ LOCKED = {
     "train": "4" * 32,
     "vgg16": "5" * 32,
     "sample": "6" * 32,
+    "timing": "7" * 32,
+    "timings": "7" * 32,
 }
 
 
@@ -118,7 +120,10 @@ def locks(md5: dict[str, str]) -> dict[Path, str]:
         {"annotate": stage({"data/raw/photos": "raw", "stages/annotate.py": "annotate"}, annotations)},
         {"sample": stage({"stages/sample.py": "sample"}, {})},
         {
-            "train-scratch": stage({**annotations, "stages/train.py": "train"}, {}),
+            "train-scratch": stage(
+                {**annotations, "stages/train.py": "train"}, {"models/scratch/timing/train.json": "timing"}
+            ),
+            "report": stage({"models/scratch/timing": "timings"}, {}),
             "train-vgg16": stage({**annotations, "stages/common/networks/heads.py": "vgg16"}, {}),
         },
     ]
@@ -132,7 +137,8 @@ def repository(tmp_path: Path) -> Experiments:
     """Three experiments whose learning rate is the same one in three spellings, of which dvc writes the first."""
     repository = Experiments(tmp_path)
     for seed, rate in ((1, "1e-05"), (2, "0.00001"), (3, "1.0e-5")):
-        repository.add(f"seed-{seed}", seed, rate)
+        # Each takes its own time.
+        repository.add(f"seed-{seed}", seed, rate, timing=str(seed) * 32, timings=str(seed + 3) * 32)
     return repository
 
 

@@ -85,4 +85,6 @@ def _inputs(read: Reader, model: str, data: str) -> dict[str, str]:
             made |= {out["path"] for out in stage.get("outs", [])}
             if not name.endswith(tuple(others)):
                 deps |= {dep["path"]: str(dep.get("md5"))[:7] for dep in stage.get("deps", [])}
+    # A stage may depend on a folder of which others write the files.
+    made |= {str(folder) for path in made for folder in Path(path).parents}
     return {path: md5 for path, md5 in deps.items() if path not in made}
