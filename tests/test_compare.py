@@ -390,7 +390,7 @@ def test_groups_of_seeds_are_compared_by_their_means(repository: Repository) -> 
 def test_scores_of_the_commit_before_are_refused(repository: Repository) -> None:
     """As an experiment that ran cross-validate alone has them: model and parameters are new, the test part's scores are not."""
     commit_folds(repository, "a", folds_of(0.5))
-    files = {"models/scratch/model.keras": "1", "models/scratch/predictions.csv": "2"}
+    files = {"models/scratch/model.keras": "1" * 32, "models/scratch/predictions.csv": "2" * 32}
     stages = {
         "train-scratch": {"outs": ["models/scratch/model.keras"]},
         "infer-scratch": {"deps": ["models/scratch/model.keras"], "outs": ["models/scratch/predictions.csv"]},
@@ -399,12 +399,13 @@ def test_scores_of_the_commit_before_are_refused(repository: Repository) -> None
 
     def lock(**changes: str) -> None:
         entries: dict[str, Any] = {
-            name: {kind: [{"path": path, "md5": files[path]} for path in paths] for kind, paths in stage.items()}
+            name: {"cmd": "false"}
+            | {kind: [{"path": path, "md5": files[path]} for path in paths] for kind, paths in stage.items()}
             for name, stage in stages.items()
         }
         entries["evaluate"]["params"] = {"params.yaml": {"model": changes.get("evaluated", "scratch")}}
-        entries["train-scratch"]["outs"][0]["md5"] = changes.get("trained", "1")
-        (repository.path / "models/dvc.lock").write_text(yaml.safe_dump({"stages": entries}))
+        entries["train-scratch"]["outs"][0]["md5"] = changes.get("trained", "1") * 32
+        (repository.path / "models/dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": entries}))
         repository.run("git", "commit", "-qam", "Locked")
 
     lock()

@@ -96,7 +96,7 @@ def results(labels: list[str] = HOSTILE, **changes: Any) -> page.Results:
         curves=pd.DataFrame(curves),
         labels=label_scores(table, labels),
         predictions=table,
-        frequencies=changes.pop("frequencies", {label: 1 / len(labels) for label in labels}),
+        frequencies=changes.pop("frequencies", {label: 1 / (place + 2) for place, label in enumerate(labels)}),
     )
 
 
