@@ -9,7 +9,7 @@ from stages.common.comparison.differences import compare
 from stages.common.comparison.experiments import read_experiment, refuse_other_differences
 from stages.common.comparison.results import Result, mean_of, read_out_of_fold, read_result
 from stages.common.comparison.text import to_text
-from stages.common.runtime import errors
+from stages.common.runtime import errors, paths
 from stages.common.runtime.revisions import WORKSPACE, Reader, reader, repository
 
 Group = list[tuple[str, Reader]]
@@ -53,7 +53,7 @@ def main() -> None:
     comparison = compare(*results, every=arguments.all, out_of_fold=not reasons)
     if 0 < len(reasons) < sum(map(len, groups)):  # some have them
         comparison.parts.append(
-            f"Not by out-of-fold predictions: {'; '.join(reasons)}. dvc repro models/dvc.yaml:cross-validate makes them."
+            f"Not by out-of-fold predictions: {'; '.join(reasons)}. dvc repro {paths.PIPELINES[-1]}:cross-validate makes them."
         )
     print(to_text(comparison, markdown=arguments.md))
 
