@@ -148,6 +148,7 @@ READ_BY = {
     "initial_weights": {"data", "weights"},
     "chosen": set(),
     "features": {"head"},
+    "solved": {"head", "fine_tune_epochs"},
     "pixels": {"input_size"},
 }
 
