@@ -95,5 +95,5 @@ def test_the_default_model_has_the_same_scores_on_other_machines(default: Clone,
     for step in (["features", "backbone"], ["train", "backbone"], ["infer", "backbone"], ["evaluate"]):
         default.run(*command, "python", "-m", f"stages.{step[0]}", *step[1:], ok=True, **environment)
     assert {path: (default.path / path).read_bytes() for path in SCORES} == expected
-    # On some processors the first two change no bit; if nothing did, this test would compare a run with itself.
-    assert name in ("one core", "AVX2") or [(default.path / "data/features/backbone/00000.h5").read_bytes()] != features
+    # On some processors the first three change no bit; if nothing did, this test would compare a run with itself.
+    assert name != "JAX" or [(default.path / "data/features/backbone/00000.h5").read_bytes()] != features
