@@ -40,6 +40,12 @@ CNNS = ("resnet", "densenet")
 SCALE, OFFSET = [1 / 50, 1 / 60, 1 / 70], [-2.0, -1.0, 0.5]
 
 
+@pytest.fixture(autouse=True)
+def _keras_as_at_its_start() -> None:
+    """Variables of models that other tests failed to build would be initialised together with those of the preset."""
+    keras.utils.clear_session()
+
+
 def preset(folder: Path, kind: str) -> Any:
     """Save a preset of random weights, with an image converter, into `folder`; the network."""
     keras.utils.set_random_seed(len(kind))
