@@ -36,7 +36,7 @@ early stop. *Frozen backbone in each epoch*: the same model trained by the same 
 included) times {EPOCHS}. *Features once*: `dvc repro` from the resized images to the scores, start-up, refit, inference and dvc included. *The sweep*:
 `dvc exp run --queue` with ten learning rates and `dvc queue start -j 2`, to the last one's end.
 
-*bfloat16*: images per second through each backbone as `features` runs it, batches of 32, in turn, medians of 10; it is faster only
+*bfloat16*: images per second through each backbone, batches of 32 (`features` now takes 8 on a CPU), in turn, medians of 10; it is faster only
 on processors that have bfloat16 instructions. *Folded*: with batch normalisation folded into the convolutions' weights, as
 `features` runs it, against the network as Keras builds it (VGG16 has none). bfloat16 costs MobileNetV2 0.009 of macro F1 (docs/ablation.md), so float32 stays the default.
 """
