@@ -2,7 +2,7 @@
 
     python -m benchmarks.ablation SET=FOLDER [SET=FOLDER ...] [--without TEXT]
 
-A FOLDER is in MPII's layout or has a folder of photographs a label. Each row and set is an experiment, `dvc exp run ...
+Each row and set is an experiment, `dvc exp run ...
 models/dvc.yaml:cross-validate`, in a clone: what has run once is restored from DVC's cache. The table is
 benchmarks/results/ablation.md.
 """
@@ -19,7 +19,6 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.__main__ import RESULTS, hardware
-from benchmarks.layout import as_mpii
 from benchmarks.pipeline import fresh_clone
 from stages.common.comparison.results import Result, read_out_of_fold
 from stages.common.evaluation import bootstrap
@@ -120,9 +119,7 @@ def main() -> None:
         for number, (name, _, folder) in enumerate(each.partition("=") for each in arguments.sets):
             if not folder or not Path(folder).is_dir():
                 raise UserError(f"{arguments.sets[number]!r} is not SET=FOLDER with an existing folder")
-            path = Path(folder).resolve()
-            made = path if list(path.rglob("*.mat")) else as_mpii(path, Path(work) / f"set{number}")
-            sets.append(Set(name, made, fresh_clone(Path(work) / f"clone{number}")))
+            sets.append(Set(name, Path(folder).resolve(), fresh_clone(Path(work) / f"clone{number}")))
         rows = {name: change for name, change in ROWS.items() if not arguments.without or arguments.without not in name}
         table = measure(sets, rows)
         write_text(RESULTS / "ablation.md", f"# Ablation\n\n{hardware()}\n\n{table.to_markdown(index=False)}\n")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from stages import annotate
+from stages.common.annotations import matlab
 from stages.common.images import layout
 from stages.common.runtime import paths
 from stages.common.runtime.parameters import parse_yaml
@@ -28,7 +28,7 @@ makes some millions of small objects.
 def measure(photographs: Path, work: Path) -> pd.DataFrame:
     """Seconds of each of the two stages as a process."""
     source = layout.annotation_file(photographs)
-    listed = annotate.read(source)
+    listed = matlab.read(source)
     folder = work / "photographs"
     (folder / paths.MPII_IMAGES).mkdir(parents=True)
     shutil.copy(source, folder)

@@ -36,7 +36,7 @@ def measure(photographs: Path, work: Path) -> pd.DataFrame:
     """Images a second from files and from memory: the CNN from scratch, plain and augmented, and a head on pooled features."""
     values = parameters.load()
     folder = layout.images_folder(photographs)
-    names = list(annotate.present(annotate.read(layout.annotation_file(photographs)), folder)["image"])[:IMAGES]
+    names = list(annotate.present(annotate.read(photographs).table, folder)["image"])[:IMAGES]
     resized = work / "resized"
     resized.mkdir()
     chunked_resize.resize(names, folder, values.resize.size, values.resize.chunk, resized, 2)

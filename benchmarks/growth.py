@@ -69,7 +69,7 @@ def measure(photographs: Path, work: Path) -> pd.DataFrame:
 def _prepare(photographs: Path, folder: Path, images: int) -> None:
     """Make a folder as annotate and split leave it, with links to photographs and random labels."""
     source = layout.images_folder(photographs)
-    listed = annotate.present(annotate.read(layout.annotation_file(photographs)), source)["image"]
+    listed = annotate.present(annotate.read(photographs).table, source)["image"]
     data = folder / "photographs"
     (data / paths.MPII_IMAGES).mkdir(parents=True)
     names = [f"{number:06d}{Path(listed.iloc[number % len(listed)]).suffix}" for number in range(images)]

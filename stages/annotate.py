@@ -1,183 +1,103 @@
-"""MPII's annotation file to data/annotations.csv: one row per image that is present, in MPII's order."""
+"""What a data set says of its images to data/annotations.csv: one row per image that is present, in the data set's order.
 
-import gc
+Three layouts are read: MPII's, a folder for each label, and a table. See docs/data.md.
+"""
+
 import os
-from concurrent.futures import ProcessPoolExecutor
+from collections import Counter
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-import numpy as np
 import pandas as pd
-import scipy.io
 
+from stages.common.annotations import folders, groups, matlab, table
 from stages.common.images import layout
-from stages.common.runtime import errors, parameters, paths, workers
+from stages.common.runtime import errors, parameters, paths
 from stages.common.runtime.errors import UserError
 from stages.common.runtime.files import write_csv, write_json
 from stages.common.runtime.lock import lock
-from stages.common.runtime.memory import memory_limit, user_limit
 
-# Reading MPII's file takes 0.4 GB; a small hostile file can take everything.
-MAX_MEMORY = 4 << 30
+SHOWN = 5  # kinds of skipped files in the line
 
 
-def read(path: Path) -> pd.DataFrame:
-    """Read an annotation file.
-
-    Returns:
-        One row per image in the file's order: image, category, activity (str, empty where there is none), video (Int64,
-        missing where there is none), people (int), labelled (bool: a category or an activity is given, `act_id` is not -1).
+def read(data: Path) -> folders.Found:
+    """The images that a data set names, whether or not they are present, and which layout it has.
 
     Raises:
-        UserError: not a complete MATLAB 5 file, or without MPII's RELEASE struct.
+        UserError: no layout, two at once, or an error in the one found.
     """
-    limit = user_limit()
-    limited = f", or raise this shell's memory limit of {limit >> 20} MiB (ulimit -v)" if limit else ""
-    # In a process of its own: scipy does not raise but crashes on some damaged files.
-    with (
-        workers.dead_worker(f"{path}: so broken that the reader crashes; download it again{limited}"),
-        ProcessPoolExecutor(1, initializer=workers.prepare) as pool,
-    ):
-        try:
-            with workers.starting():
-                table = pool.submit(_read, path)
-            return table.result()
-        except MemoryError as error:
-            allowed = min(MAX_MEMORY, limit or MAX_MEMORY) >> 20
-            raise UserError(
-                f"{path}: reading it needs more than {allowed} MiB of memory; download it again{limited}"
-            ) from error
-
-
-def _read(path: Path) -> pd.DataFrame:
-    with memory_limit(MAX_MEMORY):
-        release = _load(path)
-    annolist, acts = (np.atleast_1d(_field(release, field, path)) for field in ("annolist", "act"))
-    if len(annolist) != len(acts):
+    mpii, listed = layout.has_annotation_file(data), table.find(data)
+    if mpii and listed:
         raise UserError(
-            f"{path}: RELEASE has {len(annolist)} images in annolist and {len(acts)} in act; expected the same number"
+            f"{data} has two layouts: {listed.name} and MPII's {paths.MPII_ANNOTATIONS}; remove one of them"
         )
-    rows = [_row(image, act, path) for image, act in zip(annolist, acts, strict=True)]
-    table = pd.DataFrame(rows, columns=["image", "category", "activity", "video", "people", "labelled"])
-    return table.astype({"video": "Int64", "people": int, "labelled": bool})
+    if mpii:
+        file = layout.annotation_file(data)
+        return folders.Found(matlab.read(file), Counter(), "mpii", f"MPII's, {file.name}")
+    if listed:
+        return folders.Found(table.read(listed), Counter(), "table", f"a table, {listed.name}")
+    return folders.read(data)
 
 
-def _load(path: Path) -> Any:
-    if path.exists() and not path.is_file():
-        raise UserError(f"{path}: not a file; expected MPII's annotation file")
-    try:
-        with path.open("rb") as file:
-            header = file.read(128)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; expected MPII's annotation file") from error
-    # The version, in the byte order that the last two bytes give; the header's text is free.
-    if header[124:128] in (b"\x00\x02IM", b"\x02\x00MI"):
-        raise UserError(f"{path}: a MATLAB 7.3 file; expected MATLAB 5, as MPII's is: save it again in MATLAB with -v7")
-    if header[124:128] not in (b"\x00\x01IM", b"\x01\x00MI"):
-        raise UserError(f"{path}: not a MATLAB 5 file; expected MPII's {paths.MPII_ANNOTATIONS}: download it again")
-    # Millions of small objects, none of them garbage: collection takes a fifth of the time.
-    gc.disable()
-    try:
-        return scipy.io.loadmat(path, struct_as_record=False, squeeze_me=True, variable_names=["RELEASE"])
-    except MemoryError:
-        raise
-    except Exception as error:  # scipy raises a dozen types for a broken file
-        raise UserError(f"{path}: broken or truncated ({type(error).__name__}: {error}); download it again") from error
-    finally:
-        gc.enable()
-
-
-def _field(content: dict[str, Any], field: str, path: Path) -> Any:
-    release = content.get("RELEASE")
-    if not hasattr(release, field):
-        names = ", ".join(name for name in content if not name.startswith("__")) or "nothing"
-        got = f"a RELEASE without {field}" if "RELEASE" in content else names
-        raise UserError(f"{path}: expected MPII's struct RELEASE with annolist and act, found {got}")
-    return getattr(release, field)
-
-
-def _row(image: Any, act: Any, path: Path) -> tuple[str, str, str, int | None, int, bool]:
-    name = getattr(getattr(image, "image", None), "name", "")
-    name = str(PurePosixPath(name)) if isinstance(name, str) and name else ""
-    if not layout.is_inside(name):
-        raise UserError(
-            f"{path}: image name {name!r} is empty, leaves the images' folder or has control characters; expected a name "
-            "like 000000001.jpg"
-        )
-    category, activity = (_text(getattr(act, field, ""), field, name, path) for field in ("cat_name", "act_name"))
-    labelled = bool(category or activity) and _number(getattr(act, "act_id", None), "act_id", name, path) != -1
-    # squeeze_me makes a lone struct of a 1x1 array, and an empty array of an empty one.
-    people = np.atleast_1d(getattr(image, "annorect", np.empty(0))).size
-    return name, category, activity, _number(getattr(image, "vididx", None), "vididx", name, path), people, labelled
-
-
-def _text(value: Any, field: str, name: str, path: Path) -> str:
-    text = " ".join(value.split()) if isinstance(value, str) else ""
-    if layout.has_control_characters(text):
-        raise UserError(f"{path}: {field} of image {name} is {text!r}; expected text without control characters")
-    return text
-
-
-def _number(value: Any, field: str, name: str, path: Path) -> int | None:
-    """A whole number; None for an empty array, NaN or an absent field. Anything else is an error: a lost video would leak."""
-    value = np.asarray(np.nan if value is None else value)
-    if value.size == 0 or (value.ndim == 0 and value.dtype.kind == "f" and np.isnan(value)):
-        return None
-    if value.ndim or value.dtype.kind not in "iuf" or not abs(float(value)) < 2**53 or float(value) != int(value):
-        raise UserError(f"{path}: {field} of image {name} is {value.tolist()!r}; expected a whole number or nothing")
-    return int(value)
-
-
-def present(table: pd.DataFrame, images: Path) -> pd.DataFrame:
-    """The rows of `table` whose image is in the folder `images`, each image once.
+def present(listed: pd.DataFrame, images: Path) -> pd.DataFrame:
+    """The rows of `listed` whose image is in the folder `images`, each image once.
 
     Raises:
         UserError: there is no such image, or a link to a folder on the way to one.
     """
-    for folder in sorted({images / parent for name in table["image"] for parent in PurePosixPath(name).parents}):
+    for folder in sorted({images / parent for name in listed["image"] for parent in PurePosixPath(name).parents}):
         layout.refuse_linked_folder(folder)
-    found = table[[os.path.lexists(images / name) for name in table["image"]]]
+    found = listed[[os.path.lexists(images / name) for name in listed["image"]]]
     if found.empty:
         raise UserError(
-            f"{images} contains none of the {len(table)} images that the annotation file names; expected e.g. {_example(table)}"
+            f"{images} contains none of the {len(listed)} images that are listed; expected e.g. {_example(listed)}"
         )
     return found.drop_duplicates("image").reset_index(drop=True)
 
 
-def _example(table: pd.DataFrame) -> str:
-    return str(table["image"].iloc[0]) if len(table) else "at least one image in the annotation file"
+def _example(listed: pd.DataFrame) -> str:
+    return str(listed["image"].iloc[0]) if len(listed) else "at least one image in the list"
 
 
-def counts(listed: pd.DataFrame, kept: pd.DataFrame) -> dict[str, int]:
-    """The stage's metrics: what the annotation file lists, and what is kept of it."""
+def counts(listed: pd.DataFrame, kept: pd.DataFrame, skipped: int) -> dict[str, int]:
+    """The stage's metrics: what the data set lists, and what is kept of it."""
     labelled = kept[kept["labelled"]]
     missing = listed["image"].nunique() - len(kept)
     return {
         "images": len(kept),
         "labelled": len(labelled),
         "unlabelled": len(kept) - len(labelled),
-        "categories": labelled.loc[labelled["category"] != "", "category"].nunique(),
-        "activities": labelled.loc[labelled["activity"] != "", "activity"].nunique(),
-        "videos": labelled["video"].nunique(),
+        **{
+            name: labelled.loc[labelled[column] != "", column].nunique()
+            for name, column in (("categories", "category"), ("activities", "activity"), ("videos", "video"))
+        },
         "people": int(kept["people"].sum()),
         "missing_images": missing,
         "repeated_images": len(listed) - len(kept) - missing,
+        "skipped_files": skipped,
     }
 
 
 @lock("annotate")
 def main() -> None:
     data = Path(parameters.load().data)
-    listed = read(layout.annotation_file(data))
-    kept = present(listed, layout.images_folder(data))
-    numbers = counts(listed, kept)
+    found = read(data)
+    print(f"annotate: {data}: {found.layout}")
+    kept = present(found.table, layout.images_folder(data))
+    if (file := data / groups.GROUPS).exists():
+        kept, unknown = groups.merge(kept, file)
+        print(f"annotate: {file}: the images of a group are not divided; {unknown} that are not in the data: skipped")
+    numbers = {"layout": found.kind, **counts(found.table, kept, found.skipped.total())}
     write_csv(paths.ANNOTATIONS, kept)
     write_json(paths.ANNOTATE_METRICS, numbers)
     print(
-        f"annotate: {numbers['images']} images, {numbers['labelled']} labelled, {numbers['categories']} categories, {numbers['activities']} activities"
+        f"annotate: {numbers['images']} images, {numbers['labelled']} labelled, {numbers['categories']} categories, "
+        f"{numbers['activities']} activities"
     )
+    if found.skipped:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in found.skipped.most_common(SHOWN))
+        print(f"annotate: skipped {found.skipped.total()} files (not images, or in no folder of a label): {kinds}")
     if numbers["missing_images"]:
-        print(f"annotate: warning: {numbers['missing_images']} images of the annotation file are missing: skipped")
+        print(f"annotate: warning: {numbers['missing_images']} listed images are missing: skipped")
 
 
 if __name__ == "__main__":

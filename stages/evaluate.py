@@ -1,5 +1,13 @@
 """The chosen model's predictions of the test part to scores, by label and over all."""
 
+from typing import Any
+
+import pandas as pd
+from sklearn.metrics import f1_score
+
+from stages.common.audit.leak import read_pairs, test_images_copied
+from stages.common.evaluation.label_issues import suspicious_labels
+from stages.common.evaluation.metrics import DIGITS
 from stages.common.evaluation.predictions import probabilities_of, read_predictions
 from stages.common.evaluation.summary import headline, label_scores, summary
 from stages.common.runtime import errors, parameters, paths
@@ -12,11 +20,23 @@ def main() -> None:
     model = parameters.load().model
     predictions = read_predictions(paths.predictions(model))
     labels, _ = probabilities_of(predictions)
-    scores = {"model": model, "test_images": len(predictions), **summary(predictions)}
+    scores = {"model": model, "test_images": len(predictions), **summary(predictions), **_leak(predictions)}
     write_csv(paths.LABEL_SCORES, label_scores(predictions, labels))
     write_csv(paths.CONFUSION, predictions[["label", "prediction"]])
+    write_csv(paths.SUSPICIOUS_LABELS, suspicious_labels(predictions).round(6))
     write_json(paths.EVALUATION, scores)
     print(f"evaluate: {model}: {headline(scores)} on {len(predictions)} test images, with 95 % intervals")
+
+
+def _leak(predictions: pd.DataFrame) -> dict[str, Any]:
+    """How much near-copies of training images raise the score: macro F1 without the test images that have one."""
+    copied = predictions["image"].isin(test_images_copied(read_pairs(paths.NEAR_COPIES)))
+    left = predictions[~copied]
+    score = f1_score(left["label"], left["prediction"], average="macro", zero_division=0) if len(left) else None
+    return {
+        "test_images_with_near_copies": int(copied.sum()),
+        "macro_f1_without_near_copies": None if score is None else round(float(score), DIGITS["macro_f1"]),
+    }
 
 
 if __name__ == "__main__":

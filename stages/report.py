@@ -2,10 +2,12 @@
 
 import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from stages.common.audit.leak import read_pairs
 from stages.common.dataset.chunks import Rows
 from stages.common.dataset.splits import read_split
 from stages.common.evaluation.predictions import read_predictions
@@ -14,6 +16,9 @@ from stages.common.runtime import errors, parameters, paths
 from stages.common.runtime.files import new_file, read_json, reading, write_json, write_text
 from stages.common.runtime.lock import lock
 from stages.common.runtime.parameters import Parameters, Scratch
+
+# Columns of names.
+TEXTS = ("label", "suggested", "image")
 
 
 def training(train: dict[str, Any], features: dict[str, Any], validation: dict[str, Any]) -> dict[str, Any]:
@@ -71,8 +76,6 @@ def _results(values: Parameters, cost: dict[str, Any]) -> Results:
     shares = split.loc[split["part"] == "train", "label"].value_counts(normalize=True)
     with reading(curves):
         learning_curves = pd.read_csv(curves)
-    with reading(paths.LABEL_SCORES):
-        labels = pd.read_csv(paths.LABEL_SCORES, keep_default_na=False, dtype={"label": str})
     return Results(
         parameters=_shown_parameters(values),
         synthetic=values.uses_sample,
@@ -81,13 +84,22 @@ def _results(values: Parameters, cost: dict[str, Any]) -> Results:
         annotate=read_json(paths.ANNOTATE_METRICS),
         split=read_json(paths.SPLIT_METRICS),
         resize=read_json(paths.RESIZE_METRICS),
+        audit=read_json(paths.AUDIT_METRICS),
         evaluation=read_json(paths.EVALUATION),
         training=cost,
         curves=learning_curves,
-        labels=labels,
+        labels=_table(paths.LABEL_SCORES),
         predictions=read_predictions(paths.predictions(values.model)),
+        pairs=read_pairs(paths.NEAR_COPIES),
+        suspicious=_table(paths.SUSPICIOUS_LABELS),
         frequencies={str(label): float(share) for label, share in shares.items()},
     )
+
+
+def _table(path: Path) -> pd.DataFrame:
+    """A stage's CSV file; names of labels and images may be NA, 1 or 007."""
+    with reading(path):
+        return pd.read_csv(path, keep_default_na=False, dtype=dict.fromkeys(TEXTS, str))
 
 
 @lock("report")

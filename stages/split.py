@@ -1,4 +1,7 @@
-"""data/annotations.csv to data/split.csv: train, validation, test, unlabelled; stratified by label, grouped by video."""
+"""data/annotations.csv to data/split.csv: train, validation, test, unlabelled; stratified by label, grouped by video.
+
+Parts that the data set gives are kept.
+"""
 
 from collections import Counter, defaultdict
 
@@ -16,46 +19,46 @@ ATTEMPTS = 20
 Groups = list[Counter[str]]
 
 
-def assign(groups: Groups, fractions: tuple[float, float, float], seed: int) -> tuple[list[int], list[str]]:
+def assign(groups: Groups, fractions: tuple[float, ...], seed: int) -> tuple[list[int], list[str]]:
     """Assign each group to a part so that each label's images are divided as `fractions` says.
 
-    Several random orders are tried and the one closest to the fractions is kept. A label with too few groups for three
-    parts goes to train with all of them.
+    Several random orders are tried and the one closest to the fractions is kept. A label with too few groups for all
+    parts goes to the first one with all of them.
 
     Args:
         groups: images by label, one counter a group.
-        fractions: of train, validation and test.
+        fractions: of the parts; the first one is train.
         seed: of the random orders.
 
     Returns:
-        The part of each group (an index into `PARTS`), and the labels that are in train alone, sorted.
+        The part of each group (an index into `fractions`), and the labels that are in train alone, sorted.
     """
     generator = np.random.default_rng(seed)
     totals: Counter[str] = Counter()
     for group in groups:
         totals.update(group)
-    few = _too_few(groups, set())
+    few = _too_few(groups, set(), len(fractions))
     while True:
         best: tuple[float, list[int]] | None = None
         failures: Counter[str] = Counter()
         for _ in range(ATTEMPTS):
             parts = _attempt(groups, fractions, totals, few, generator)
-            absent = _absent(groups, parts) - few
+            absent = _absent(groups, parts, len(fractions)) - few
             failures.update(absent)
             cost = _cost(groups, parts, fractions, totals)
             if not absent and (best is None or cost < best[0]):
                 best = cost, parts
         if best is not None:
             return best[1], sorted(few)
-        few = _too_few(groups, few | {max(sorted(failures), key=failures.__getitem__)})
+        few = _too_few(groups, few | {max(sorted(failures), key=failures.__getitem__)}, len(fractions))
 
 
-def _too_few(groups: Groups, few: set[str]) -> set[str]:
-    """`few`, and every label that can't be in three parts: under three groups, or under two that no label of `few` keeps in train."""
+def _too_few(groups: Groups, few: set[str], parts: int) -> set[str]:
+    """`few`, and every label that can't be in all parts: too few groups, or too few that no label of `few` keeps in train."""
     while True:
         everywhere = Counter(label for group in groups for label in group)
         free = Counter(label for group in groups if not few & group.keys() for label in group)
-        more = {label for label in everywhere if everywhere[label] < len(PARTS) or free[label] < len(PARTS) - 1} | few
+        more = {label for label in everywhere if everywhere[label] < parts or free[label] < parts - 1} | few
         if more == few:
             return few
         few = more
@@ -78,7 +81,7 @@ def _attempt(
     for label in sorted(members, key=lambda label: (len(members[label]), label)):
         if label in few:
             continue
-        for part in (2, 1, 0):
+        for part in reversed(range(len(fractions))):
             if any(parts[number] == part for number in members[label]):
                 continue
             if open_groups := [number for number in members[label] if parts[number] < 0]:
@@ -89,7 +92,7 @@ def _attempt(
         if parts[number] < 0:
             group = groups[number]
             parts[number] = max(
-                range(3),
+                range(len(fractions)),
                 key=lambda part: sum(n * missing[label][part] / totals[label] ** 2 for label, n in group.items()),
             )
             _put(group, parts[number], missing)
@@ -101,13 +104,13 @@ def _put(group: Counter[str], part: int, missing: dict[str, list[float]]) -> Non
         missing[label][part] -= images
 
 
-def _absent(groups: Groups, parts: list[int]) -> set[str]:
-    """The labels that are not in all three parts."""
+def _absent(groups: Groups, parts: list[int], count: int) -> set[str]:
+    """The labels that are not in all `count` parts."""
     present: dict[str, set[int]] = defaultdict(set)
     for group, part in zip(groups, parts, strict=True):
         for label in group:
             present[label].add(part)
-    return {label for label, found in present.items() if len(found) < len(PARTS)}
+    return {label for label, found in present.items() if len(found) < count}
 
 
 def _cost(groups: Groups, parts: list[int], fractions: tuple[float, ...], totals: Counter[str]) -> float:
@@ -118,7 +121,7 @@ def _cost(groups: Groups, parts: list[int], fractions: tuple[float, ...], totals
 
 
 def split(annotations: pd.DataFrame, target: str, parameters: parameters.Split) -> tuple[pd.DataFrame, list[str]]:
-    """Assign every image to a part.
+    """Assign every image to a part: to the given one if the data set gives parts, else by `assign`.
 
     Args:
         annotations: the table that `annotate` writes.
@@ -130,7 +133,8 @@ def split(annotations: pd.DataFrame, target: str, parameters: parameters.Split) 
         unlabelled), video; and the labels that are in train only.
 
     Raises:
-        UserError: fewer than two labels, or no label with enough groups to be in all parts.
+        UserError: fewer than two labels, no label with enough groups to be in all parts, a video in two given parts, or a
+            label that no given train image has.
     """
     labelled = annotations["labelled"] & (annotations[target] != "")
     labels = annotations[target].where(labelled, "")
@@ -140,23 +144,47 @@ def split(annotations: pd.DataFrame, target: str, parameters: parameters.Split) 
         raise UserError(
             f"target {target} has {names} in {paths.ANNOTATIONS}; expected two or more: try target={other} or more data"
         )
-    images, videos = annotations["image"], annotations["video"].astype("string").fillna("")
-    groups_of_images = video_keys(images, videos) if parameters.group == "video" else images
-    numbers, _ = pd.factorize(groups_of_images[labelled])
-    groups: Groups = [Counter() for _ in range(numbers.max() + 1)]
-    for number, label in zip(numbers, labels[labelled], strict=True):
-        groups[number][label] += 1
-    fractions = (1 - parameters.validation - parameters.test, parameters.validation, parameters.test)
-    parts, few = assign(groups, fractions, parameters.seed)
-    if len(few) == found:
+    images, videos = annotations["image"], annotations["video"]
+    keys = video_keys(images, videos) if parameters.group == "video" else images
+    part = annotations["part"].where(labelled, UNLABELLED)
+    if (part[labelled] != "").any():
+        _check_given(part[labelled], keys[labelled], labels[labelled])
+    # What is not given is drawn from train, which is everything where nothing is given.
+    drawn = [name for name in PARTS[1:] if not (part == name).any()]
+    if drawn:
+        pool = labelled & part.isin(["", PARTS[0]])
+        part[pool] = _drawn(labels[pool], keys[pool], drawn, parameters)
+    few = sorted(set(labels[labelled]) - set(labels[part.isin(PARTS[1:])]))
+    return pd.DataFrame({"image": images, "part": part, "label": labels, "video": videos}), few
+
+
+def _check_given(part: pd.Series, keys: pd.Series, labels: pd.Series) -> None:
+    divided = part.groupby(keys).nunique() > 1
+    if divided.any():
+        key = divided.idxmax()
+        parts = " and ".join(sorted(part[keys == key].unique(), key=PARTS.index))
+        raise UserError(f"the group {key!r} is in two given parts, {parts}; expected all of its images in one part")
+    if missing := sorted(set(labels) - set(labels[part == PARTS[0]])):
         raise UserError(
-            f"{len(groups)} {parameters.group}s with {labelled.sum()} labelled images of {found} labels are too few: expected "
-            f"at least one label in 3 {parameters.group}s or more, one each for train, validation and test"
+            f"no image of label {missing[0]!r} is in the given part train; expected at least one, so that it can be learnt"
         )
-    part = np.full(len(annotations), UNLABELLED, dtype=object)
-    part[labelled.to_numpy()] = [PARTS[parts[number]] for number in numbers]
-    columns = {"image": annotations["image"], "part": part, "label": labels, "video": annotations["video"]}
-    return pd.DataFrame(columns), few
+
+
+def _drawn(labels: pd.Series, keys: pd.Series, names: list[str], parameters: parameters.Split) -> list[str]:
+    """Train or one of the parts `names` for each image."""
+    numbers, _ = pd.factorize(keys)
+    groups: Groups = [Counter() for _ in range(numbers.max() + 1)]
+    for number, label in zip(numbers, labels, strict=True):
+        groups[number][label] += 1
+    shares = [getattr(parameters, name) for name in names]
+    parts, few = assign(groups, (1 - sum(shares), *shares), parameters.seed)
+    if len(few) == labels.nunique():
+        count, kind = len(names) + 1, f"{parameters.group}s"
+        raise UserError(
+            f"{len(groups)} {kind} with {len(labels)} labelled images of {len(few)} labels are too few: expected at least "
+            f"one label in {count} {kind} or more, one each for {', '.join((PARTS[0], *names))}"
+        )
+    return [(PARTS[0], *names)[parts[number]] for number in numbers]
 
 
 def counts(table: pd.DataFrame, few: list[str]) -> dict[str, object]:
@@ -166,7 +194,7 @@ def counts(table: pd.DataFrame, few: list[str]) -> dict[str, object]:
         **{part: int((table["part"] == part).sum()) for part in (*PARTS, UNLABELLED)},
         "labels": labelled["label"].nunique(),
         "labels_in_train_alone": len(few),
-        "images_without_video": int(labelled["video"].isna().sum()),
+        "images_without_video": int((labelled["video"] == "").sum()),
     }
 
 
@@ -177,8 +205,7 @@ def main() -> None:
         annotations = pd.read_csv(
             paths.ANNOTATIONS,
             keep_default_na=False,
-            dtype={"image": "str", "category": "str", "activity": "str", "video": "Int64"},
-            na_values={"video": ""},
+            dtype=dict.fromkeys(("image", "category", "activity", "video", "part"), "str"),
         )
     table, few = split(annotations, values.target, values.split)
     write_csv(paths.SPLIT, table)
@@ -187,13 +214,26 @@ def main() -> None:
     write_text(paths.IMAGE_LIST, "".join(f"{name}\n" for name in names))
     numbers = counts(table, few)
     write_json(paths.SPLIT_METRICS, numbers)
+    given = sorted(set(annotations["part"]) - {""}, key=PARTS.index)
+    if given:
+        rest = [part for part in PARTS[1:] if part not in given]
+        drawn = (
+            f"; {' and '.join(rest)} drawn from train"
+            if rest
+            else f"; the section split of {paths.PARAMETERS} is not used"
+        )
+        print(f"split: the data gives {', '.join(given)}{drawn}")
     print("split:", ", ".join(f"{numbers[part]} {part}" for part in (*PARTS, UNLABELLED)))
-    if values.split.group == "video" and numbers["images_without_video"]:
+    labelled = sum(bool(label) for label in table["label"])
+    without = numbers["images_without_video"]
+    if values.split.group == "video" and without:
+        which = "no labelled image has a" if without == labelled else f"{without} labelled images have no"
         print(
-            f"split: warning: {numbers['images_without_video']} labelled images have no video; each counts as a video of its own"
+            f"split: warning: {which} video or group; each counts as one of its own: the stage audit looks for near-copies"
         )
     if few:
-        print(f"split: warning: in too few {values.split.group}s for every part, so in train only: {'; '.join(few)}")
+        kind = "images" if without == labelled else f"{values.split.group}s"
+        print(f"split: warning: in too few {kind} for every part, so in train only: {'; '.join(few)}")
 
 
 if __name__ == "__main__":

@@ -1,284 +1,294 @@
-"""Reading MPII's annotation file, with everything odd in it."""
+"""The layouts of data sets: found out, told in one line, and all ending in the same table."""
 
 import os
-import pickle
-import signal
-import subprocess
-import sys
+import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import h5py
-import numpy as np
 import pandas as pd
 import pytest
-import scipy.io
 
-from stages import annotate
+from stages import annotate, split
+from stages.common.annotations import groups
+from stages.common.annotations import table as labels_table
 from stages.common.images import layout
 from stages.common.runtime import paths
 from stages.common.runtime.errors import UserError
-from stages.common.runtime.files import write_csv
-from tests.conftest import ROOT
-
-EMPTY = np.zeros((0, 0))
+from stages.common.runtime.files import read_json
+from tests.conftest import set_parameters
 
 
-def struct(**fields: Any) -> dict[str, Any]:
-    return fields
+def touch(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
 
 
-def cells(*rows: dict[str, Any]) -> np.ndarray:
-    """A MATLAB struct array, (1, n), of rows with the same fields."""
-    array = np.empty((1, len(rows)), dtype=[(field, object) for field in rows[0]])
-    for number, row in enumerate(rows):
-        array[0, number] = tuple(row.values())
-    return array
+def csv(folder: Path, text: str, encoding: str = "utf-8") -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "labels.csv").write_bytes(text.encode(encoding))
+    return folder / "labels.csv"
 
 
-def image(name: Any, people: Any = EMPTY, **fields: Any) -> dict[str, Any]:
-    return struct(image=struct(name=name), annorect=people, **fields)
+def rows(table: pd.DataFrame, *columns: str) -> list[tuple[object, ...]]:
+    assert list(table.columns) == list(layout.COLUMNS)
+    return [tuple(row) for row in table[list(columns)].to_numpy().tolist()]
 
 
-def act(category: Any, activity: Any, number: Any) -> dict[str, Any]:
-    return struct(cat_name=category, act_name=activity, act_id=number)
+def test_a_folder_for_each_label(tmp_path: Path) -> None:
+    touch(tmp_path, "rugby/1.jpg", "rugby/day 2/2.JPG", "table tennis/3.png", "unlabelled/4.webp")
+    found = annotate.read(tmp_path)
+    assert found.layout == "a folder for each label"
+    assert rows(found.table, "image", "category", "activity", "labelled") == [
+        ("rugby/1.jpg", "rugby", "rugby", True),
+        ("rugby/day 2/2.JPG", "rugby", "rugby", True),
+        ("table tennis/3.png", "table tennis", "table tennis", True),
+        ("unlabelled/4.webp", "", "", False),
+    ]
+    assert layout.images_folder(tmp_path) == tmp_path
 
 
-def save(path: Path, images: list[dict[str, Any]], acts: list[dict[str, Any]]) -> Path:
-    release = struct(annolist=cells(*images), img_train=np.ones((1, len(images))), act=cells(*acts).T, version="12")
-    scipy.io.savemat(path, {"RELEASE": release}, oned_as="row")
-    return path
-
-
-def person(scale: float = 1.0) -> dict[str, Any]:
-    return struct(scale=scale, objpos=struct(x=1.0, y=2.0))
-
-
-def test_odd_entries(tmp_path: Path) -> None:
-    path = save(
-        tmp_path / "a.mat",
-        [
-            image("1.jpg", cells(person(), person()), frame_sec=3.0, vididx=7.0),
-            image("2.jpg", person(), frame_sec=EMPTY, vididx=EMPTY),
-            image("3.jpg", EMPTY, frame_sec=EMPTY, vididx=EMPTY),
-            image("4.jpg", person(), frame_sec=1.0, vididx=np.nan),
-        ],
-        [
-            act("sports", "tennis, hitting balls", 5.0),
-            act(EMPTY, EMPTY, -1.0),
-            act("", "", -1.0),
-            act("self care", EMPTY, 9.0),
-        ],
-    )
-    table = annotate.read(path)
-    assert list(table.columns) == ["image", "category", "activity", "video", "people", "labelled"]
-    assert list(table["image"]) == ["1.jpg", "2.jpg", "3.jpg", "4.jpg"]
-    assert list(table["category"]) == ["sports", "", "", "self care"]
-    assert list(table["activity"]) == ["tennis, hitting balls", "", "", ""]
-    assert list(table["people"]) == [2, 1, 0, 1]
-    assert list(table["labelled"]) == [True, False, False, True]
-    assert list(table["video"].fillna(-1)) == [7, -1, -1, -1]
-
-
-def test_an_act_id_of_minus_one_is_unlabelled_whatever_the_names(tmp_path: Path) -> None:
-    path = save(tmp_path / "a.mat", [image("1.jpg")], [act("sports", "tennis", -1.0)])
-    assert not annotate.read(path)["labelled"].any()
-
-
-def test_a_single_image_collapses_to_a_scalar_and_fields_may_be_absent(tmp_path: Path) -> None:
-    table = annotate.read(save(tmp_path / "a.mat", [image("1.jpg")], [act("sports", "tennis", 1.0)]))
-    assert table.to_numpy().tolist()[0][:3] == ["1.jpg", "sports", "tennis"]
-    assert table["video"].isna().all()
-
-
-def test_names_keep_their_commas_through_the_csv(workspace: Path, drawn: Path) -> None:
-    table = annotate.read(layout.annotation_file(drawn))
-    write_csv(paths.ANNOTATIONS, table)
-    again = pd.read_csv(paths.ANNOTATIONS, keep_default_na=False)
-    assert list(again["activity"]) == list(table["activity"])
-    assert again["activity"].str.contains(",").any()
-
-
-def test_missing_and_repeated_images_are_counted_and_skipped(tmp_path: Path) -> None:
-    names = ["1.jpg", "2.jpg", "1.jpg", "3.jpg"]
-    path = save(tmp_path / "a.mat", [image(name) for name in names], [act("sports", "tennis", 1.0)] * 4)
-    (tmp_path / "1.jpg").touch()
-    (tmp_path / "3.jpg").touch()
-    listed = annotate.read(path)
-    kept = annotate.present(listed, tmp_path)
-    assert list(kept["image"]) == ["1.jpg", "3.jpg"]
-    counts = annotate.counts(listed, kept)
-    assert (counts["images"], counts["missing_images"], counts["repeated_images"]) == (2, 1, 1)
-
-
-def test_no_image_at_all_is_one_error(tmp_path: Path) -> None:
-    path = save(tmp_path / "a.mat", [image("1.jpg")], [act("sports", "tennis", 1.0)])
-    with pytest.raises(UserError, match="contains none of the 1 images .* expected e.g. 1.jpg"):
-        annotate.present(annotate.read(path), tmp_path)
-
-
-@pytest.mark.parametrize("name", ["../1.jpg", "/etc/passwd", "a/../../b.jpg", "", EMPTY])
-def test_a_name_that_leaves_the_folder_is_refused(tmp_path: Path, name: Any) -> None:
-    with pytest.raises(UserError, match="leaves the images' folder"):
-        annotate.read(save(tmp_path / "a.mat", [image(name)], [act("sports", "tennis", 1.0)]))
-
-
-@pytest.mark.parametrize("video", ["3.0", np.array([1.0, 2.0]), 0.5, 1e20, np.uint64(2**63 + 5)])
-def test_a_video_that_is_not_a_whole_number_is_refused_not_lost(tmp_path: Path, video: Any) -> None:
-    path = save(tmp_path / "a.mat", [image("1.jpg", vididx=video)], [act("sports", "tennis", 1.0)])
-    with pytest.raises(UserError, match=r"vididx of image 1.jpg is .*; expected a whole number or nothing"):
-        annotate.read(path)
-
-
-def test_two_spellings_of_a_path_are_one_name_and_spaces_are_kept(tmp_path: Path) -> None:
-    path = save(tmp_path / "a.mat", [image("./a  b.jpg"), image("a  b.jpg")], [act("sports", "tennis", 1.0)] * 2)
-    assert list(annotate.read(path)["image"]) == ["a  b.jpg", "a  b.jpg"]
-
-
-def _crash(path: Path) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_a_file_that_crashes_the_reader_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(annotate, "_read", _crash)
-    with pytest.raises(UserError, match="so broken that the reader crashes"):
-        annotate.read(tmp_path / "a.mat")
-
-
-def test_a_small_file_that_needs_much_memory_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(annotate, "MAX_MEMORY", 256 << 20)
-    scipy.io.savemat(tmp_path / "bomb.mat", {"RELEASE": np.zeros(300 << 20, np.uint8)}, do_compression=True)
-    assert (tmp_path / "bomb.mat").stat().st_size < 1 << 20
-    with pytest.raises(UserError, match=r"bomb.mat: reading it needs more than 256 MiB of memory; download it again$"):
-        annotate.read(tmp_path / "bomb.mat")
-
-
-def test_a_memory_limit_of_the_user_is_kept_and_named(tmp_path: Path) -> None:
-    scipy.io.savemat(tmp_path / "large.mat", {"RELEASE": np.zeros(600 << 20, np.uint8)}, do_compression=True)
-    code = """if True:
-        import resource, sys
-        from pathlib import Path
-        from stages import annotate
-        from stages.common.runtime import errors
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        limit = pages * resource.getpagesize() + (500 << 20)
-        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
-        print(limit >> 20, flush=True)
-        errors.run(lambda: annotate.read(Path(sys.argv[1])))
-    """
-    command = [sys.executable, "-c", code, str(tmp_path / "large.mat")]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    limit = ended.stdout.strip()
-    assert ended.returncode == 1
-    assert ended.stderr.splitlines() == [
-        f"error: {tmp_path}/large.mat: reading it needs more than {limit} MiB of memory; download it again, or raise this "
-        f"shell's memory limit of {limit} MiB (ulimit -v)"
+def test_two_levels_of_folders_are_category_and_activity(tmp_path: Path) -> None:
+    touch(tmp_path, "sports/rugby/1.jpg", "sports/ski/a/2.jpg", "music/drums/3.jpg")
+    assert rows(annotate.read(tmp_path).table, "image", "category", "activity") == [
+        ("music/drums/3.jpg", "music", "drums"),
+        ("sports/rugby/1.jpg", "sports", "rugby"),
+        ("sports/ski/a/2.jpg", "sports", "ski"),
     ]
 
 
-def test_what_is_not_a_file_is_one_error_and_not_waited_for(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.mat")
-    (tmp_path / "zeros.mat").symlink_to("/dev/zero")
-    (tmp_path / "pickle.mat").write_bytes(pickle.dumps({"RELEASE": 1}) * 20)
-    for name in ("pipe", "zeros", "pickle"):
-        with pytest.raises(UserError, match=rf"{name}.mat: not a (MATLAB 5 )?file"):
-            annotate.read(tmp_path / f"{name}.mat")
+def test_folders_of_parts_give_the_parts(tmp_path: Path) -> None:
+    touch(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "valid/a/3.jpg", "Test/b/4.jpg", "train/unlabelled/5.jpg")
+    found = annotate.read(tmp_path)
+    assert "given parts" in found.layout
+    assert {(image, label, part) for image, label, part in rows(found.table, "image", "category", "part")} == {
+        ("train/a/1.jpg", "a", "train"),
+        ("train/b/2.jpg", "b", "train"),
+        ("valid/a/3.jpg", "a", "validation"),
+        ("Test/b/4.jpg", "b", "test"),
+        ("train/unlabelled/5.jpg", "", "train"),
+    }
 
 
-@pytest.mark.parametrize("name", ["a\n.jpg", "\x00.jpg", "\ud800.jpg"])
-def test_names_that_a_text_file_can_not_hold_are_refused(name: str) -> None:
-    assert not layout.is_inside(name)
+def test_a_label_may_be_called_train_but_parts_beside_labels_are_an_error(tmp_path: Path) -> None:
+    touch(tmp_path, "train/1.jpg", "car/2.jpg")
+    assert set(annotate.read(tmp_path).table["category"]) == {"train", "car"}
+    touch(tmp_path, "test/a/1.jpg")
+    with pytest.raises(UserError, match=r"folders of parts \(test, train\) beside 'car'"):
+        annotate.read(tmp_path)
 
 
-def test_other_structs_are_one_error(tmp_path: Path) -> None:
-    scipy.io.savemat(tmp_path / "other.mat", {"DATA": np.ones(3)})
-    with pytest.raises(UserError, match="expected MPII's struct RELEASE"):
-        annotate.read(tmp_path / "other.mat")
-    scipy.io.savemat(tmp_path / "half.mat", {"RELEASE": struct(annolist=cells(image("1.jpg")))})
-    with pytest.raises(UserError, match="a RELEASE without act"):
-        annotate.read(tmp_path / "half.mat")
-    with pytest.raises(UserError, match="2 images in annolist and 1 in act"):
-        annotate.read(save(tmp_path / "a.mat", [image("1.jpg"), image("2.jpg")], [act("sports", "tennis", 1.0)]))
+def test_what_is_no_image_is_skipped_and_counted(tmp_path: Path) -> None:
+    touch(
+        tmp_path, "a/1.jpg", "b/2.jpg", "README.md", "a/Thumbs.db", "a/.DS_Store", "a/._1.jpg", "stray.jpg", "b/x.heic"
+    )
+    touch(tmp_path, ".git/a/3.jpg", "__MACOSX/a/3.jpg", "b/x.txt")
+    found = annotate.read(tmp_path)
+    assert list(found.table["image"]) == ["a/1.jpg", "b/2.jpg"]
+    expected = {".md": 1, ".db": 1, "hidden": 2, ".heic": 1, ".txt": 1, "in no label's folder": 1}
+    assert found.skipped == Counter(expected)
 
 
-def test_broken_files_are_one_error(tmp_path: Path, drawn: Path) -> None:
-    whole = layout.annotation_file(drawn).read_bytes()
-    path = tmp_path / "broken.mat"
-    for content in (b"", b"MATLAB", whole[:200], whole[: len(whole) // 2], whole[:-40], b"\x80\x04N." * 99):
-        path.write_bytes(content)
-        with pytest.raises(UserError, match=r"broken.mat: (not a MATLAB 5 file|broken or truncated)"):
-            annotate.read(path)
-    with pytest.raises(UserError, match="No such file"):
-        annotate.read(tmp_path / "absent.mat")
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "no image in a label's folder; expected a folder of photographs for each label, or labels.csv, or MPII's"),
+        (["1.jpg", "2.jpg"], "no image in a label's folder"),
+        (["Dog/1.jpg", "dog/2.jpg"], r"the labels 'Dog' and 'dog' differ in spelling only"),
+        (["dog/1.jpg", "dog /2.jpg"], r"the labels 'dog' and 'dog ' differ in spelling only"),
+        (["caf\u00e9/1.jpg", "cafe\u0301/2.jpg"], "differ in spelling only"),
+        (["train/dog/1.jpg", "test/Dog/2.jpg"], "differ in spelling only"),
+        (["dog/a\n.jpg", "cat/1.jpg"], "has control characters or is not UTF-8: rename it"),
+        (["dog\udcff/1.jpg", "cat/1.jpg"], "has control characters or is not UTF-8: rename it"),
+    ],
+)
+def test_folders_that_can_not_be_read_are_one_error(tmp_path: Path, names: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        annotate.read(touch(tmp_path, *names))
 
 
-def test_matlab_7_3_says_how_to_fix_it(tmp_path: Path) -> None:
-    path = tmp_path / "new.mat"
-    with h5py.File(path, "w", userblock_size=512) as file:
-        file["RELEASE"] = 1
-    with path.open("r+b") as file:
-        file.write(b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM")
-    with pytest.raises(UserError, match="MATLAB 7.3 .* -v7"):
-        annotate.read(path)
+def test_a_linked_folder_is_refused_and_a_linked_image_is_not(tmp_path: Path) -> None:
+    touch(tmp_path / "elsewhere", "1.jpg")
+    touch(tmp_path / "data", "a/1.jpg", "b/2.jpg")
+    (tmp_path / "data/a/linked.jpg").symlink_to(tmp_path / "elsewhere/1.jpg")
+    assert len(annotate.read(tmp_path / "data").table) == 3
+    (tmp_path / "data/c").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="data/c is a link to a folder"):
+        annotate.read(tmp_path / "data")
 
 
-def test_the_layout_is_found_below_and_never_guessed(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="not a folder"):
-        layout.annotation_file(tmp_path / "absent")
-    with pytest.raises(UserError, match=f"contains no {paths.MPII_ANNOTATIONS}"):
-        layout.annotation_file(tmp_path)
-    (tmp_path / "below").mkdir()
-    (tmp_path / "below" / paths.MPII_ANNOTATIONS).touch()
-    assert layout.annotation_file(tmp_path) == tmp_path / "below" / paths.MPII_ANNOTATIONS
-    (tmp_path / paths.MPII_ANNOTATIONS).touch()
-    with pytest.raises(UserError, match="more than once"):
-        layout.annotation_file(tmp_path)
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_table(tmp_path: Path, separator: str, encoding: str) -> None:
+    lines = ["Image,label,group,part", "x/1.jpg,d\u00e9j\u00e0 vu,p1,train", '"2.jpg",b,,val', "3.jpg,,p2,"]
+    csv(tmp_path, "\r\n".join(lines).replace(",", separator), encoding)
+    found = annotate.read(tmp_path)
+    assert found.layout == "a table, labels.csv"
+    assert rows(found.table, "image", "category", "activity", "video", "labelled", "part") == [
+        ("x/1.jpg", "d\u00e9j\u00e0 vu", "d\u00e9j\u00e0 vu", "p1", True, "train"),
+        ("2.jpg", "b", "b", "", True, "validation"),
+        ("3.jpg", "", "", "p2", False, ""),
+    ]
 
 
-def test_a_link_to_a_folder_is_refused_as_dvc_does_not_see_behind_it(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    (tmp_path / "elsewhere/inner").mkdir(parents=True)
-    (tmp_path / "data/images").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="data/images is a link to a folder, .*expected a real folder: copy it"):
-        layout.images_folder(tmp_path / "data")
-    (tmp_path / "data/images").unlink()
-    (tmp_path / "data/images").mkdir()
-    (tmp_path / "data/images/linked").symlink_to(tmp_path / "elsewhere")
-    for name in ("linked/1.jpg", "linked/inner/1.jpg"):
-        (tmp_path / "elsewhere" / name.removeprefix("linked/")).touch()
-        path = save(tmp_path / "a.mat", [image(name)], [act("sports", "tennis", 1.0)])
-        with pytest.raises(UserError, match="images/linked is a link to a folder"):
-            annotate.present(annotate.read(path), tmp_path / "data/images")
+def test_a_table_with_category_and_activity_under_another_name(tmp_path: Path) -> None:
+    csv(tmp_path, 'image,category,activity\n1.jpg,sports,"tennis, hitting balls"\n').rename(tmp_path / "mine.csv")
+    touch(tmp_path, "notes.csv")  # has other columns
+    assert rows(annotate.read(tmp_path).table, "category", "activity") == [("sports", "tennis, hitting balls")]
+    csv(tmp_path, "image,label\n").rename(tmp_path / "other.csv")
+    with pytest.raises(UserError, match=r"several tables \(mine.csv, other.csv\); rename the one to use to labels.csv"):
+        annotate.read(tmp_path)
 
 
-def test_a_link_to_an_image_is_an_image(tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images/1.jpg").symlink_to(tmp_path / "a.mat")
-    path = save(tmp_path / "a.mat", [image("1.jpg")], [act("sports", "tennis", 1.0)])
-    assert list(annotate.present(annotate.read(path), tmp_path / "images")["image"]) == ["1.jpg"]
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the columns are ; expected image, label"),
+        ("file,label\n1.jpg,a\n", "the columns are file, label; expected image, label"),
+        ("image,label,category\n1.jpg,a,b\n", "the columns are image, label, category; expected"),
+        ("image,label,label\n1.jpg,a,b\n", "expected each name once"),
+        ("image,label\n1.jpg,a,b\n", "line 2 has 3 cells; expected 2: image, label"),
+        ('image,label\n1.jpg,"a\n', "save it again as CSV"),
+        ("image,label\n../1.jpg,a\n", r"the image of line 2 is '\.\./1.jpg'; expected a path below"),
+        ("image,label\n/etc/1.jpg,a\n", "the image of line 2 is '/etc/1.jpg'"),
+        ("image,label\n,a\n", "the image of line 2 is ''"),
+        ("image,label\n1.jpg,a\n2.jpg,A\n", "the labels 'A' and 'a' differ in spelling only"),
+        ("image,label\n1.jpg,a\n\n1.jpg,b\n", "lines 2 and 4 say different things of image 1.jpg"),
+        (
+            "image,label,part\n1.jpg,a,dev\n",
+            "the part of line 2 is 'dev'; expected train, validation, val, valid, test",
+        ),
+        ("image,label,part\n1.jpg,a,train\n2.jpg,b,\n", "line 3 has a label and no part"),
+        ("image,label\n1.jpg,a\x07\n", "column label has 'a\\\\x07'; expected text without control characters"),
+    ],
+)
+def test_a_table_that_can_not_be_read_is_one_error(tmp_path: Path, text: str, message: str) -> None:
+    csv(tmp_path, text)
+    with pytest.raises(UserError, match=message) as raised:
+        annotate.read(tmp_path)
+    assert str(tmp_path / "labels.csv") in str(raised.value)
+
+
+def test_a_table_in_another_encoding_is_one_error(tmp_path: Path) -> None:
+    csv(tmp_path, "image,label\n1.jpg,d\u00e9j\u00e0 vu\n", "latin-1")
+    with pytest.raises(UserError, match="labels.csv: not UTF-8 .*; save it again as CSV in UTF-8"):
+        annotate.read(tmp_path)
+    (tmp_path / "labels.csv").unlink()
+    (tmp_path / "labels.csv").mkdir()
+    with pytest.raises(UserError, match="labels.csv: not a file"):
+        annotate.read(tmp_path)
+
+
+def test_two_layouts_at_once_are_one_error(tmp_path: Path) -> None:
+    csv(tmp_path, "image,label\n1.jpg,a\n")
+    touch(tmp_path, f"deep/{paths.MPII_ANNOTATIONS}")
+    with pytest.raises(UserError, match=f"two layouts: labels.csv and MPII's {paths.MPII_ANNOTATIONS}; remove one"):
+        annotate.read(tmp_path)
+
+
+def run(data: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    set_parameters(Path("params.yaml"), {"data": str(data)})
+    annotate.main()
+    split.main()
+    return capsys.readouterr().out
+
+
+def test_missing_and_repeated_rows_are_counted(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"{label}{number}.jpg" for label in "ab" for number in range(4)]
+    text = "image,label\n" + "".join(f"{name},{name[0]}\n" for name in [*names, "a0.jpg", "absent.jpg"])
+    csv(touch(workspace / "mine", *names), text)
+    shown = run(workspace / "mine", capsys)
+    assert "mine: a table, labels.csv" in shown
+    assert "1 listed images are missing: skipped" in shown
+    assert "no labelled image has a video or group" in shown
+    metrics = read_json(paths.ANNOTATE_METRICS)
+    assert (metrics["images"], metrics["missing_images"], metrics["repeated_images"]) == (8, 1, 1)
+
+
+@pytest.mark.parametrize("target", ["category", "activity"])
+def test_given_parts_win_and_what_is_not_given_is_drawn_from_train(
+    workspace: Path, capsys: pytest.CaptureFixture[str], target: str
+) -> None:
+    set_parameters(Path("params.yaml"), {"target": target})
+    train = [f"train/{label}/{number}.jpg" for label in "ab" for number in range(10)]
+    test = [f"test/{label}/{number}.jpg" for label in "ab" for number in range(10, 14)]
+    shown = run(touch(workspace / "mine", *train, *test), capsys)
+    assert "split: the data gives train, test; validation drawn from train" in shown
+    table = pd.read_csv(paths.SPLIT)
+    assert set(table.loc[table["part"] == "test", "image"]) == set(test)
+    assert set(table.loc[table["part"] != "test", "image"]) == set(train)
+    assert set(table.loc[table["part"] == "validation", "label"]) == {"a", "b"}
+    assert (table["part"] == "train").sum() >= 14
+    touch(workspace / "mine", *(f"val/{label}/20.jpg" for label in "ab"))
+    shown = run(workspace / "mine", capsys)
+    assert "the data gives train, validation, test; the section split of params.yaml is not used" in shown
+    assert read_json(paths.SPLIT_METRICS)["validation"] == 2
+
+
+def test_a_group_in_two_given_parts_and_a_label_without_train_images_are_one_error(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = ["1.jpg,a,p1,train", "2.jpg,b,p2,train", "3.jpg,a,p3,test", "4.jpg,b,p2,test"]
+    names = [line.split(",")[0] for line in lines]
+    csv(touch(workspace / "mine", *names), "\n".join(["image,label,group,part", *lines]))
+    with pytest.raises(UserError, match="the group 'p2' is in two given parts, train and test"):
+        run(workspace / "mine", capsys)
+    csv(workspace / "mine", "\n".join(["image,label,part", "1.jpg,a,train", "2.jpg,b,test", "3.jpg,a,test"]))
+    with pytest.raises(UserError, match="no image of label 'b' is in the given part train"):
+        run(workspace / "mine", capsys)
+
+
+def test_groups_csv_joins_videos(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"{label}/{number}.jpg" for label in "ab" for number in range(8)]
+    touch(workspace / "mine", *names)
+    (workspace / "mine/groups.csv").write_text(
+        "image,group\na/0.jpg,x\na/1.jpg,x\na/1.jpg,y\nb/7.jpg,y\nb/1.jpg,z\nb/2.jpg,z\ngone.jpg,z\n"
+    )
+    shown = run(workspace / "mine", capsys)
+    assert "groups.csv: the images of a group are not divided; 1 that are not in the data: skipped" in shown
+    videos = pd.read_csv(paths.ANNOTATIONS, keep_default_na=False).set_index("image")["video"]
+    assert videos[["a/0.jpg", "a/1.jpg", "b/7.jpg"]].nunique() == 1
+    assert videos["b/1.jpg"] == videos["b/2.jpg"] != videos["a/0.jpg"]
+    assert videos.drop(["a/0.jpg", "a/1.jpg", "b/7.jpg", "b/1.jpg", "b/2.jpg"]).eq("").all()
+    parts = pd.read_csv(paths.SPLIT).set_index("image")["part"]
+    assert parts[["a/0.jpg", "a/1.jpg", "b/7.jpg"]].nunique() == 1
+
+
+def test_groups_csv_keeps_the_other_frames_of_a_joined_video(tmp_path: Path) -> None:
+    table = pd.DataFrame({"image": list("abcde"), "video": ["1", "1", "2", "2", "3"]})
+    (tmp_path / "groups.csv").write_text("image,group\na,g\nc,g\n")
+    merged, unknown = groups.merge(table, tmp_path / "groups.csv")
+    assert unknown == 0
+    assert list(merged["video"]) == ["group g"] * 4 + ["3"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("image,video\n1,2\n", "the columns are image, video; expected image and group"),
+        ("image,group\nother.jpg,1\n", "groups.csv names none of the 1 images; expected names as in a.jpg"),
+    ],
+)
+def test_groups_that_fit_nothing_are_one_error(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "groups.csv").write_text(text)
+    with pytest.raises(UserError, match=message):
+        groups.merge(pd.DataFrame({"image": ["a.jpg"], "video": [""]}), tmp_path / "groups.csv")
+
+
+def test_groups_csv_alone_is_no_table(tmp_path: Path) -> None:
+    (tmp_path / "groups.csv").write_text("image,group,label\na/1.jpg,1,a\n")
+    assert labels_table.find(tmp_path) is None
 
 
 @pytest.mark.slow
-def test_the_full_file(shared: Callable[[str], Path]) -> None:
-    path = shared("mpii/full/mpii_human_pose_v1_u12_1.mat")
-    table = annotate.read(path)
-    assert len(table) == table["image"].nunique() == 24_987
-    labelled = table[table["labelled"]]
-    counts = labelled["category"].value_counts()
-    assert len(labelled) == 16_646
-    assert len(counts) == 20
-    # The same counts without squeezing and without the stage's code.
-    acts = scipy.io.loadmat(path)["RELEASE"]["act"][0, 0]
-    names = Counter(str(name[0]) for name in acts["cat_name"].ravel() if name.size)
-    assert counts.to_dict() == names
-    assert labelled["video"].notna().all()
-
-
-def test_the_real_photographs(shared: Callable[[str], Path]) -> None:
-    folder = shared("mpii/actions10")
-    listed = annotate.read(layout.annotation_file(folder))
-    counts = annotate.counts(listed, annotate.present(listed, layout.images_folder(folder)))
-    assert (counts["images"], counts["labelled"], counts["unlabelled"]) == (985, 639, 346)
-    assert (counts["categories"], counts["activities"], counts["missing_images"]) == (1, 13, 0)
+def test_a_hundred_thousand_files_are_listed_in_seconds(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for label in range(50):
+        folder = workspace / f"many/label {label}"
+        folder.mkdir(parents=True)
+        for number in range(2000):
+            os.mknod(folder / f"{number}.jpg")
+    start = time.perf_counter()
+    run(workspace / "many", capsys)
+    assert time.perf_counter() - start < 30
+    assert read_json(paths.ANNOTATE_METRICS)["images"] == 100_000

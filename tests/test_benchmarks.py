@@ -9,11 +9,8 @@ import pytest
 
 from benchmarks import ablation, pipeline
 from benchmarks.__main__ import PARTS, hardware
-from benchmarks.layout import as_mpii
-from stages import annotate
 from stages.common.comparison.results import Result
 from stages.common.evaluation.bootstrap import Difference
-from stages.common.images import layout
 from stages.common.runtime.parameters import parse_yaml
 from tests.conftest import ROOT, make_clone
 
@@ -36,18 +33,6 @@ def test_the_empty_pipeline_has_the_same_stages_and_outputs_and_runs(tmp_path: P
     for expected in ("Running stage 'evaluate'", "Data and pipelines are up to date"):
         shown = subprocess.run(["dvc", "repro"], cwd=empty, capture_output=True, text=True, check=True).stdout
         assert expected in shown
-
-
-def test_a_folder_a_label_becomes_mpiis_layout(tmp_path: Path) -> None:
-    for name in ("rugby/1.jpg", "rugby/2.JPG", "table tennis/1.png", "README.md", "rugby/notes.txt"):
-        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "photos" / name).touch()
-    made = as_mpii(tmp_path / "photos", tmp_path / "mpii")
-    table = annotate.read(layout.annotation_file(made))
-    assert list(table["activity"]) == ["rugby", "rugby", "table tennis"]
-    assert table["labelled"].all()
-    assert table["video"].isna().all()
-    assert all((layout.images_folder(made) / name).is_file() for name in table["image"])
 
 
 def test_the_mean_of_two_sets_has_the_interval_of_independent_ones() -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from stages import annotate, mpii
+from stages.common.annotations import matlab
 from stages.common.images import download, layout
 from stages.common.images.download import BLOCK
 from stages.common.runtime import paths
@@ -75,7 +76,7 @@ def give_up(section: Mpii, server: Server, folder: Path, monkeypatch: pytest.Mon
 
 def is_complete(folder: Path) -> bool:
     """Whether MPII's layout is there with all the sample's images."""
-    table = annotate.read(layout.annotation_file(folder))
+    table = matlab.read(layout.annotation_file(folder))
     return len(annotate.present(table, layout.images_folder(folder))) == 160
 
 

@@ -15,7 +15,7 @@ from stages.common.evaluation.metrics import METRICS
 from stages.common.runtime import paths
 from stages.common.runtime.parameters import MODELS
 from tests.conftest import TINY, Clone, make_clone
-from tests.test_annotate import act, image, save
+from tests.test_matlab import act, image, save
 
 pytestmark = pytest.mark.slow
 
@@ -255,7 +255,7 @@ def test_real_photographs_are_learnt_well_above_the_majority(
 @pytest.mark.parametrize(
     ("values", "line"),
     [
-        ({"data": "data/raw/empty"}, "data/raw/empty contains no mpii_human_pose_v1_u12_1.mat"),
+        ({"data": "data/raw/empty"}, "data/raw/empty has no image in a label's folder"),
         ({"target": "category", "data": "data/raw/one"}, r"one label only ('sports')"),
     ],
 )

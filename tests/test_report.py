@@ -21,6 +21,7 @@ from sklearn.metrics import f1_score
 from stages import report
 from stages.common.dataset import chunks
 from stages.common.evaluation import calibration
+from stages.common.evaluation.label_issues import suspicious_labels
 from stages.common.evaluation.metrics import METRICS
 from stages.common.evaluation.predictions import OF
 from stages.common.evaluation.summary import label_scores, summary
@@ -60,6 +61,9 @@ def predictions(labels: list[str], images: int = 120, accuracy: float = 0.6) -> 
     )
 
 
+PAIR = [f"{name}_{one}" for name in ("image", "part", "label", "video") for one in (1, 2)] + ["similarity", "mirrored"]
+
+
 def results(labels: list[str] = HOSTILE, **changes: Any) -> page.Results:
     table = changes.pop("predictions", predictions(labels))
     values = {
@@ -79,10 +83,16 @@ def results(labels: list[str] = HOSTILE, **changes: Any) -> page.Results:
         synthetic=changes.pop("synthetic", True),
         weights=changes.pop("weights", "random"),
         commit="0123456789ab",
-        annotate={"images": 1200, "labelled": 900, "categories": 20, "activities": 40},
+        annotate={"layout": "mpii", "images": 1200, "labelled": 900, "categories": 20, "activities": 40, "videos": 9},
         split={"train": 600, "validation": 100, "test": len(table), "unlabelled": 300, "labels": len(labels)},
         resize={"bad": 2},
-        evaluation={"model": values["model"], **summary(table)},
+        audit={"near_copies": 3, "near_copies_across_parts": 1, "near_copies_across_labels": 0},
+        evaluation={
+            "model": values["model"],
+            **summary(table),
+            "test_images_with_near_copies": 0,
+            "macro_f1_without_near_copies": 0.5,
+        },
         training={
             "seconds": 12.3,
             "seconds_per_epoch": 4.1,
@@ -96,6 +106,8 @@ def results(labels: list[str] = HOSTILE, **changes: Any) -> page.Results:
         curves=pd.DataFrame(curves),
         labels=label_scores(table, labels),
         predictions=table,
+        pairs=changes.pop("pairs", pd.DataFrame(columns=PAIR)),
+        suspicious=suspicious_labels(table),
         frequencies=changes.pop("frequencies", {label: 1 / (place + 2) for place, label in enumerate(labels)}),
     )
 

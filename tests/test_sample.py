@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages import annotate, sample
+from stages import sample
+from stages.common.annotations import matlab
 from stages.common.images import layout
 from stages.common.sample.tables import LOOKS
 
 
 def test_layout_categories_and_numbers(drawn: Path) -> None:
-    table = annotate.read(layout.annotation_file(drawn))
+    table = matlab.read(layout.annotation_file(drawn))
     assert len(table) == 160
     assert sorted(table["image"]) == sorted(path.name for path in layout.images_folder(drawn).iterdir())
     labelled = table[table["labelled"]]
@@ -21,7 +22,7 @@ def test_layout_categories_and_numbers(drawn: Path) -> None:
     assert (labelled.groupby("category").size() >= 6).all()
     assert (labelled.groupby("category")["video"].nunique() >= 3).all()
     assert len(table) - len(labelled) == 40
-    assert table.loc[~table["labelled"], "video"].isna().all()
+    assert table.loc[~table["labelled"], "video"].eq("").all()
 
 
 def test_pictures_have_several_sizes_and_are_pictures(drawn: Path) -> None:

@@ -48,6 +48,10 @@ UPRIGHT = {
 }
 
 
+# Orientations that exchange width and height.
+TURNED = (5, 6, 7, 8)
+
+
 class DecodeError(Exception):
     """An image that can't be decoded, with the reason."""
 
@@ -92,6 +96,19 @@ def decode(path: Path, size: int) -> np.ndarray:
         raise DecodeError(error.strerror or str(error).replace(f" {str(path)!r}", "")) from error
     except Exception as error:  # decoders raise any type for a broken file
         raise DecodeError(f"{type(error).__name__}: {error}") from error
+
+
+def dimensions(path: Path) -> tuple[int, int]:
+    """Width and height of an image in pixels, upright, from its header alone.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(path, formats=FORMATS) as file:
+            width, height = file.size
+            return (height, width) if _orientation(file) in TURNED else (width, height)
 
 
 def _check_size(image: Image.Image, limit: int) -> None:

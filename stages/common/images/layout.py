@@ -1,4 +1,8 @@
-"""MPII's folder layout: images/ and the annotation file, directly in a folder or anywhere below it."""
+"""Where a data set's images are, and what their names may be.
+
+MPII's layout is images/ and the annotation file, directly in a folder or anywhere below it. In the other layouts names are
+paths below the data set's folder.
+"""
 
 import re
 from collections.abc import Iterator
@@ -7,6 +11,27 @@ from pathlib import Path, PurePosixPath
 
 from stages.common.runtime.errors import UserError
 from stages.common.runtime.paths import MPII_ANNOTATIONS, MPII_IMAGES
+
+SUFFIXES = {".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+
+# Of the table of annotations.
+COLUMNS = ("image", "category", "activity", "video", "people", "labelled", "part")
+
+EXPECTED = (
+    f"expected a folder of photographs for each label, or labels.csv, or MPII's {MPII_IMAGES}/ and {MPII_ANNOTATIONS}: see "
+    "docs/data.md"
+)
+
+
+def has_annotation_file(data: Path) -> bool:
+    """Whether the data set in `data` is in MPII's layout.
+
+    Raises:
+        UserError: `data` is not a folder.
+    """
+    if not data.is_dir():
+        raise UserError(f"data is {str(data)!r}, which is not a folder; {EXPECTED}")
+    return any(MPII_ANNOTATIONS in files for _, _, files in _walk(data))
 
 
 def annotation_file(data: Path) -> Path:
@@ -20,11 +45,13 @@ def annotation_file(data: Path) -> Path:
 
 
 def images_folder(data: Path) -> Path:
-    """The folder of the data set's images.
+    """The folder to which the names of the data set's images are relative.
 
     Raises:
-        UserError: `data` is not a folder, or contains no folder `images`, or several.
+        UserError: `data` is not a folder, or is in MPII's layout without a folder `images`, or with several.
     """
+    if not has_annotation_file(data):
+        return data
     return _only(
         data, f"{MPII_IMAGES}/", (folder / MPII_IMAGES for folder, names, _ in _walk(data) if MPII_IMAGES in names)
     )
@@ -57,10 +84,6 @@ def _walk(data: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
 
 
 def _only(data: Path, name: str, found: Iterator[Path]) -> Path:
-    if not data.is_dir():
-        raise UserError(
-            f"data is {str(data)!r}, which is not a folder; expected one with {MPII_ANNOTATIONS} and {MPII_IMAGES}/"
-        )
     paths = list(found)
     for path in paths:
         refuse_linked_folder(path)

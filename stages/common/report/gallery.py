@@ -21,30 +21,35 @@ SHOWN_OF_LABEL = 4
 MAX_BYTES = 3_500_000  # of all pictures in base64; the page stays under 5 MB
 
 
-class _Budget:
+class Budget:
     """Turns rows into pictures, and counts their bytes. A picture that is shown twice is made once."""
 
     def __init__(self, read: Read) -> None:
         self.left = MAX_BYTES
         self._picture = functools.lru_cache(maxsize=None)(functools.partial(_picture, read))
 
+    def picture(self, image: str) -> str:
+        """A JPEG in base64."""
+        data = self._picture(image)
+        self.left -= len(data)
+        return data
+
     def gallery(self, rows: pd.DataFrame, limit: int) -> list[dict[str, Any]]:
         columns = ["image", "label", "prediction", "probability"]
         shown: list[dict[str, Any]] = [
-            {**row, "data": self._picture(row["image"])}  # type: ignore[dict-item]
+            {**row, "data": self.picture(str(row["image"]))}  # type: ignore[dict-item]
             for row in rows[columns].head(limit).to_dict("records")
         ]
-        self.left -= sum(len(each["data"]) for each in shown)
         return shown
 
 
-def galleries(predictions: pd.DataFrame, labels: list[str], read: Read) -> dict[str, Any]:
-    """As many pictures as `MAX_BYTES` has room for: those over all labels first, then label by label.
+def galleries(predictions: pd.DataFrame, labels: list[str], budget: Budget) -> dict[str, Any]:
+    """As many pictures as there is room for: those over all labels first, then label by label.
 
     Args:
         predictions: a table with the columns image, video, label, prediction and probability.
         labels: those with images, in the order of the page.
-        read: returns the pixels of images by their names, (n, size, size, 3) uint8.
+        budget: what it has left.
 
     Returns:
         mistakes and hits, lists of pictures; groups, one per label with its own mistakes and hits; and omitted, the number
@@ -55,7 +60,6 @@ def galleries(predictions: pd.DataFrame, labels: list[str], read: Read) -> dict[
     # One frame of each video: the others look alike.
     videos = video_keys(order["image"], order["video"])
     mistakes, hits = (rows[~videos[rows.index].duplicated()] for rows in (order[~hit], order[hit].iloc[::-1]))
-    budget = _Budget(read)
     shown: dict[str, Any] = {"mistakes": budget.gallery(mistakes, SHOWN), "hits": budget.gallery(hits, SHOWN)}
     groups = []
     for label in labels:
@@ -78,3 +82,32 @@ def _picture(read: Read, image: str) -> str:
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=QUALITY)
     return base64.b64encode(file.getvalue()).decode()
+
+
+def pairs(rows: pd.DataFrame, budget: Budget) -> list[dict[str, Any]]:
+    """Pairs of near-copies with their pictures, as far as there is room: images, similarity and mirrored.
+
+    Args:
+        rows: with the columns image, label and part of both images (image_1, image_2, …), similarity and mirrored.
+        budget: what it has left.
+    """
+    shown: list[dict[str, Any]] = []
+    for row in rows.to_dict("records"):
+        images = [{key: row[f"{key}_{one}"] for key in ("image", "label", "part")} for one in (1, 2)]
+        for each in images:
+            each["data"] = budget.picture(str(each["image"]))
+        if budget.left < 0:
+            break
+        shown.append({"images": images, "similarity": row["similarity"], "mirrored": row["mirrored"]})
+    return shown
+
+
+def suspicious(rows: pd.DataFrame, budget: Budget) -> list[dict[str, Any]]:
+    """The first suspicious labels with their pictures.
+
+    Args:
+        rows: the table of `suspicious_labels`.
+        budget: what it has left.
+    """
+    shown = rows.head(SHOWN).rename(columns={"suggested": "prediction", "probability_of_suggested": "probability"})
+    return budget.gallery(shown, SHOWN)

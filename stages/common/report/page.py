@@ -3,12 +3,10 @@
 The prose is in page.html, the figures in charts.py, the pictures in gallery.py; here are the numbers that they need.
 """
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
 
@@ -17,11 +15,13 @@ from stages.common.evaluation.metrics import METRICS, Scorer
 from stages.common.evaluation.predictions import OF, probabilities_of
 from stages.common.report import gallery
 from stages.common.report.charts import calibration_curve, draw, learning_curves
+from stages.common.report.template import render
 from stages.common.runtime.parameters import flatten
 
 TEMPLATE = Path(__file__).with_name("page.html")
 MAX_CONFUSED = 30  # labels in the matrix: more can't be read
 MAX_FAILURES = 5
+MAX_PAIRS = 8
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,14 @@ class Results:
     annotate: dict[str, Any]
     split: dict[str, Any]
     resize: dict[str, Any]
+    audit: dict[str, Any]
     evaluation: dict[str, Any]
     training: dict[str, Any]
     curves: pd.DataFrame
     labels: pd.DataFrame
     predictions: pd.DataFrame
+    pairs: pd.DataFrame  # of near-copies, those in two parts first
+    suspicious: pd.DataFrame  # labels of test images
     frequencies: dict[str, float]  # of the labels in the training part
 
     @property
@@ -55,12 +58,6 @@ def page(results: Results, read: gallery.Read) -> str:
         results: what it shows.
         read: returns the pixels of images by their names, (n, size, size, 3) uint8.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATE.parent),
-        autoescape=True,
-        trim_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
     predictions = results.predictions
     correct = (predictions["label"] == predictions["prediction"]).to_numpy()
     figures = [
@@ -70,7 +67,9 @@ def page(results: Results, read: gallery.Read) -> str:
     ]
     *curves, calibration = zip(figures, draw(figures), strict=True)
     labels_with_images = list(results.labels.loc[results.labels["support"] > 0, "label"])
-    text = environment.get_template(TEMPLATE.name).render(
+    budget = gallery.Budget(read)
+    return render(
+        TEMPLATE,
         results=results,
         values=results.parameters,
         flat_parameters=flatten(results.parameters).items(),
@@ -85,11 +84,12 @@ def page(results: Results, read: gallery.Read) -> str:
         ),
         curves=curves,
         calibration=calibration,
-        pictures=gallery.galleries(predictions, labels_with_images, read),
+        copies=gallery.pairs(results.pairs.head(MAX_PAIRS), budget),
+        suspicious=gallery.suspicious(results.suspicious, budget),
+        pictures=gallery.galleries(predictions, labels_with_images, budget),
+        unit="video" if results.annotate["layout"] == "mpii" else "group" if results.annotate["videos"] else "image",
         **_scores(results),
     )
-    # HTML has no control characters, and names may contain them.
-    return re.sub(r"[^\n\x20-\x7e\xa0-\U0010ffff]", "\ufffd", text)
 
 
 def _scores(results: Results) -> dict[str, Any]:

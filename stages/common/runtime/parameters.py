@@ -236,7 +236,7 @@ def _check_across(parameters: Parameters, path: Path) -> None:
     if not any(parameters._uses(folder) for folder in made_here) and not Path(parameters.data).is_dir():
         raise UserError(
             f"{path}: data is {parameters.data!r}, which is not a folder; allowed are {', '.join(made_here)} or a folder "
-            f"that contains {paths.MPII_IMAGES}/ and {paths.MPII_ANNOTATIONS}"
+            "of photographs (docs/data.md says how it may look)"
         )
 
 

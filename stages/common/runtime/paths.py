@@ -23,9 +23,14 @@ SPLIT = Path("data/split.csv")
 IMAGE_LIST = Path("data/images.txt")
 RESIZED = Path("data/resized")
 
+NEAR_COPIES = Path("data/near_copies.csv")
+COPY_GROUPS = Path("data/groups.csv")
+
 ANNOTATE_METRICS = Path("metrics/annotate.json")
 SPLIT_METRICS = Path("metrics/split.json")
 RESIZE_METRICS = Path("metrics/chunked-resize.json")
+AUDIT_METRICS = Path("metrics/audit.json")
+DATA_PAGE = Path("plots/data.html")
 
 # The chosen model's, at the same path for each model: dvc compares by path.
 EVALUATION = Path("metrics/evaluation.json")
@@ -33,6 +38,7 @@ TRAINING = Path("metrics/training.json")
 LABEL_SCORES = Path("plots/labels.csv")
 CROSS_VALIDATION = Path("metrics/cross_validation.json")
 CONFUSION = Path("plots/confusion.csv")
+SUSPICIOUS_LABELS = Path("plots/suspicious_labels.csv")
 LEARNING_CURVES = Path("plots/learning_curves.csv")
 REPORT = Path("plots/report.html")
 

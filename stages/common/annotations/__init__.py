@@ -1,0 +1,1 @@
+"""From what a data set says of its images to one table."""

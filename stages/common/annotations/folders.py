@@ -1,0 +1,100 @@
+"""Photographs in a folder for each label, in one or two levels, and in folders for given parts above them."""
+
+import os
+from collections import Counter
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import pandas as pd
+
+from stages.common.annotations.labels import PARTS, check_spelling, label
+from stages.common.images import layout
+from stages.common.runtime.errors import UserError
+
+UNLABELLED = ("unlabelled", "unlabeled")
+
+
+class Found(NamedTuple):
+    """The images of a data set, what else is in its folder, and its layout: one of mpii, table, folders, and in words."""
+
+    table: pd.DataFrame
+    skipped: Counter[str]
+    kind: str
+    layout: str
+
+
+def read(data: Path) -> Found:
+    """The images of `data` with the names of their folders as labels.
+
+    DATA/label/…, or DATA/category/activity/… if every image with a label is at least two folders deep. Folders with the
+    names of parts above them (train, validation, val, valid, test) give the parts; in a folder `unlabelled` no image has a
+    label. With one level of labels, the label is both category and activity.
+
+    Returns:
+        One row per image: image (its path below `data`), category, activity, video (empty), people (0), labelled, part
+        (empty where not given); and the number of files that were skipped, by reason.
+
+    Raises:
+        UserError: no image in a label's folder, parts beside labels, labels that differ in spelling only, or a name that a
+            text file can't hold.
+    """
+    images, skipped = _scan(data)
+    parts = _given_parts(data, {path.parts[0] for path in images if len(path.parts) > 1})
+    inner = {path: path.parts[1 if path.parts[0] in parts else 0 : -1] for path in images}
+    no_folder = [path for path, folders in inner.items() if not folders]
+    skipped.update({"in no label's folder": len(no_folder)} if no_folder else {})
+    labelled = {path: folders for path, folders in inner.items() if folders and folders[0].lower() not in UNLABELLED}
+    if not labelled:
+        raise UserError(f"{data} has no image in a label's folder; {layout.EXPECTED}")
+    two = all(len(folders) > 1 for folders in labelled.values())
+    for level in range(1 + two):
+        check_spelling(str(data), {folders[level] for folders in labelled.values()})
+    rows = []
+    for path, folders in inner.items():
+        if folders:
+            names = folders if path in labelled else ("", "")
+            category, activity = label(names[0]), label(names[1] if two else names[0])
+            rows.append((str(path), category, activity, "", 0, path in labelled, parts.get(path.parts[0], "")))
+    table = pd.DataFrame(rows, columns=list(layout.COLUMNS))
+    kinds = "category/activity" if two else "label"
+    return Found(
+        table, skipped, "folders", f"a folder for each {kinds}{', in folders for given parts' if parts else ''}"
+    )
+
+
+def _scan(data: Path) -> tuple[list[PurePosixPath], Counter[str]]:
+    """The images below `data`, sorted, and what else is there, by suffix."""
+    images: list[PurePosixPath] = []
+    skipped: Counter[str] = Counter()
+
+    def fail(error: OSError) -> None:
+        raise UserError(f"{error.filename}: {error.strerror}; expected a folder that can be read") from error
+
+    for folder, folders, files in os.walk(data, onerror=fail):
+        for name in folders:
+            layout.refuse_linked_folder(Path(folder, name))
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+        below = PurePosixPath(Path(folder).relative_to(data))
+        for name in sorted(files):
+            path = below / name
+            if name.startswith(".") or path.suffix.lower() not in layout.SUFFIXES:
+                skipped["hidden" if name.startswith(".") else path.suffix.lower() or "without suffix"] += 1
+            elif layout.has_control_characters(str(path)):
+                raise UserError(f"{data}: the name {str(path)!r} has control characters or is not UTF-8: rename it")
+            else:
+                images.append(path)
+    return images, skipped
+
+
+def _given_parts(data: Path, folders: set[str]) -> dict[str, str]:
+    """The part of each first folder; nothing if those are labels."""
+    parts = {name: PARTS[name.lower()] for name in folders if name.lower() in PARTS}
+    others = sorted(name for name in folders - parts.keys() if name.lower() not in UNLABELLED)
+    if "train" not in parts.values() or (others and len(set(parts.values())) == 1):
+        return {}
+    if others:
+        raise UserError(
+            f"{data} has folders of parts ({', '.join(sorted(parts))}) beside {others[0]!r}; expected either parts with "
+            "labels in them, or labels alone: move it into a part, or out of the data"
+        )
+    return parts
