@@ -1,27 +1,36 @@
-"""Label images with a trained model: python -m commands.predict PATH... [--model NAME|FILE] [--csv OUT]."""
+"""Label images with a trained model: python -m commands.predict PATH... [--model NAME|FILE] [--csv OUT] [--top N]."""
 
 import argparse
+import itertools
 import os
 import sys
 import tempfile
+from collections import Counter, deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import pandas as pd
 
+from stages.common.backbones.backbone import inline
+from stages.common.backbones.batch_norm import fold_batch_norm
 from stages.common.evaluation.predictions import prediction_table
+from stages.common.images import layout
 from stages.common.images.decoding import DecodeError, decode
 from stages.common.networks.serialization import load
 from stages.common.runtime import errors, parameters, paths
-from stages.common.runtime.backend import keras
+from stages.common.runtime.backend import keras, on_cpu
 from stages.common.runtime.errors import UserError, printable
 from stages.common.runtime.files import new_file, write_error
+from stages.common.runtime.progress import progress
 
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-BATCH = 32
-SHOWN = 5
+BATCH = 8 if on_cpu() else 32
+AHEAD = 4  # batches that are decoded while the network runs
+ROWS = 64  # of the table, written at once
+LISTED = 20  # images; of more, only a summary is printed
 
 
 def find_images(places: list[Path]) -> list[Path]:
@@ -29,19 +38,26 @@ def find_images(places: list[Path]) -> list[Path]:
     found: list[Path] = []
     for path in places:
         if path.is_dir():
-            found += sorted(inner for inner in path.rglob("*") if inner.suffix.lower() in SUFFIXES)
+            found += sorted(inner for inner in path.rglob("*") if inner.suffix.lower() in layout.SUFFIXES)
         else:
             found.append(path)
     return list(dict.fromkeys(found))
 
 
 def label_images(model: keras.Model, images: list[Path]) -> Iterator[tuple[Path, np.ndarray | DecodeError]]:
-    """Each image in order, with the probability of each label, (labels,) float32, or why it could not be decoded."""
+    """Each image in order, with the probability of each label, (labels,) float32, or why it could not be decoded.
+
+    The next images are decoded while the network runs; memory does not grow with their number.
+    """
     size = model.input_shape[1]
+    model = fold_batch_norm(inline(model))
+    waiting: deque[Future[np.ndarray | DecodeError]] = deque()
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(images), BATCH):
+            ahead = images[start + len(waiting) : start + (1 + AHEAD) * BATCH]
+            waiting.extend(pool.submit(_try_decode, path, size) for path in ahead)
             part = images[start : start + BATCH]
-            decoded = list(pool.map(lambda path: _try_decode(path, size), part))
+            decoded = [waiting.popleft().result() for _ in part]
             good = [pixels for pixels in decoded if not isinstance(pixels, DecodeError)]
             probabilities = iter(model.predict_on_batch(np.stack(good)) if good else ())
             for path, pixels in zip(part, decoded, strict=True):
@@ -74,14 +90,15 @@ def main() -> None:
     parser.add_argument(
         "--csv", type=Path, metavar="OUT", help="also write image, prediction, probability and each label's probability"
     )
+    parser.add_argument("--top", type=_count, default=5, metavar="N", help="labels to print of each image (default: 5)")
     arguments = parser.parse_args()
     images = find_images(arguments.paths)
     if not images:
         raise UserError(
-            f"{', '.join(map(str, arguments.paths))}: no image found; expected files ending in {' '.join(sorted(SUFFIXES))}"
+            f"{', '.join(map(str, arguments.paths))}: no image found; expected files ending in {' '.join(sorted(layout.SUFFIXES))}"
         )
     target = csv_target(arguments.csv) if arguments.csv else None
-    if target in [Path(os.path.realpath(image)) for image in images]:
+    if target and target.exists() and target in map(Path, map(os.path.realpath, images)):
         raise UserError(f"--csv is {str(arguments.csv)!r}, one of the images; expected another file")
     file = _model_file(arguments.model)
     model, labels = load(file)
@@ -89,9 +106,14 @@ def main() -> None:
         raise UserError(
             f"{file}: {len(labels)} labels for an output of {model.output_shape[1:]}; expected a model that a train stage wrote"
         )
-    table = _predict(model, labels, images)
-    if target:
-        _write(table, target)
+    with _table(target) as table:
+        _predict(model, labels, images, arguments.top, table)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected a whole number from 1")
+    return int(text)
 
 
 def csv_target(path: Path) -> Path:
@@ -113,36 +135,60 @@ def csv_target(path: Path) -> Path:
     return target
 
 
-def _write(table: pd.DataFrame, target: Path) -> None:
-    """Write `table` atomically, or to a device or pipe. Names of files that are not UTF-8 keep their bytes."""
-    text = table.to_csv(index=False, lineterminator="\n").encode("utf-8", "surrogateescape")
-    if target.is_file() or not target.exists():
-        with new_file(target) as temporary:
-            temporary.write_bytes(text)
-        return
-    try:
-        target.write_bytes(text)
-    except OSError as error:
-        raise write_error(target, error) from error
+@contextmanager
+def _table(target: Path | None) -> Iterator[TextIO | None]:
+    """A file to write to: atomically, or a device or pipe. Names of files that are not UTF-8 keep their bytes."""
+    if target is None:
+        yield None
+    elif target.is_file() or not target.exists():
+        with new_file(target) as temporary, _opened(temporary) as file:
+            yield file
+    else:
+        try:
+            with _opened(target) as file:
+                yield file
+        except OSError as error:
+            raise write_error(target, error) from error
 
 
-def _predict(model: keras.Model, labels: list[str], images: list[Path]) -> pd.DataFrame:
-    """Print the labels of each image. Returns the table of all that could be decoded."""
-    names: list[str] = []
-    rows: list[np.ndarray] = []
-    for path, result in label_images(model, images):
-        if isinstance(result, DecodeError):
-            print(printable(f"{path}: skipped: {result}"), file=sys.stderr)
-            continue
-        names.append(str(path))
-        rows.append(result)
-        best = np.argsort(-result, kind="stable")[:SHOWN]
-        print(printable(f"{path}: {'; '.join(f'{labels[number]} {result[number]:.3f}' for number in best)}"))
-    bad = len(images) - len(names)
-    print(f"{len(names)} images labelled, {bad} skipped", file=sys.stderr)
-    if not names:
+def _opened(path: Path) -> TextIO:
+    return path.open("w", encoding="utf-8", errors="surrogateescape", newline="")
+
+
+def _predict(model: keras.Model, labels: list[str], images: list[Path], top: int, table: TextIO | None) -> None:
+    """Print the labels of each image, or of many images a summary, and write the table as the images are labelled."""
+    found: Counter[str] = Counter()
+    few = len(images) <= LISTED
+    labelled = label_images(model, images)
+    with progress(len(images), "predict", "image", disable=few) as bar:
+        while part := list(itertools.islice(labelled, ROWS)):
+            good: dict[str, np.ndarray] = {}
+            for path, result in part:
+                if isinstance(result, DecodeError):
+                    bar.write(printable(f"{path}: skipped: {result}"), file=sys.stderr)
+                    continue
+                good[str(path)] = result
+                if few:
+                    print(printable(f"{path}: {_best(result, labels, top)}"))
+            if good:
+                rows = prediction_table(pd.DataFrame({"image": list(good)}), np.stack(list(good.values())), labels)
+                if table:
+                    rows.to_csv(table, header=not found, index=False, lineterminator="\n")
+                found.update(rows["prediction"])
+            bar.update(len(part))
+    if not found:
         raise UserError("none of the images could be decoded")
-    return prediction_table(pd.DataFrame({"image": names}), np.stack(rows), labels)
+    if not few:
+        for label, count in found.most_common():
+            print(printable(f"{label}: {count} images"))
+    print(f"{found.total()} images labelled, {len(images) - found.total()} skipped", file=sys.stderr)
+    if not few and not table:
+        print("for the label of each image: --csv OUT", file=sys.stderr)
+
+
+def _best(probabilities: np.ndarray, labels: list[str], top: int) -> str:
+    order = np.argsort(-probabilities, kind="stable")[:top]
+    return "; ".join(f"{labels[number]} {probabilities[number]:.3f}" for number in order)
 
 
 if __name__ == "__main__":

@@ -15,16 +15,18 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from stages.common.dataset.chunks import Rows
 from stages.common.dataset.splits import PARTS, images_of, labels_of, read_split, video_keys
+from stages.common.evaluation.label_issues import mean_prediction, suspicious_labels
 from stages.common.evaluation.predictions import parse_predictions, prediction_table
 from stages.common.evaluation.summary import headline, summary
+from stages.common.report.suspicious_page import suspicious_page
 from stages.common.runtime import errors, parameters, paths
 from stages.common.runtime.backend import device, keras
 from stages.common.runtime.errors import UserError
-from stages.common.runtime.files import new_file, remove, write_csv, write_json
+from stages.common.runtime.files import remove, write_csv, write_json, write_text
 from stages.common.runtime.lock import lock
 from stages.common.runtime.parameters import Parameters, Pretrained
 from stages.common.runtime.progress import progress
-from stages.common.runtime.resuming import code, fingerprint, resumable, unfinished
+from stages.common.runtime.resuming import check_array, code, fingerprint, load_array, resumable, save_array, unfinished
 from stages.common.training.batches import Part
 from stages.common.training.recipe import Recipe, recipe_of
 from stages.common.training.trainer import Trainer, logits_of
@@ -132,7 +134,6 @@ def _run(values: Parameters) -> None:
             + (f"set it to {most} or less" if most > 1 else "expected at least two of both")
         )
     _warn(images["label"], groups, values.split.group)
-    labels = len(labels_of(images))
     seeds = [
         int(np.random.SeedSequence((values.split.seed, repeat)).generate_state(1)[0]) for repeat in range(how.repeats)
     ]
@@ -145,61 +146,79 @@ def _run(values: Parameters) -> None:
     train = recipe_of(section)  # before code(), which lists what is loaded
     depends = name, section.model_dump(), how.model_dump(), values.seed, share, seeds, images.to_csv(), inputs
     with resumable(out, code(), device(), *depends) as folder:
-        pieces = {
-            folder / f"{repeat}-{number}.npz": (repeat, number)
-            for repeat in range(how.repeats)
-            for number in range(how.folds)
-        }
-        left = unfinished(pieces, STAGE, "folds", lambda path: _check(path, fold_of, pieces[path], labels))
-        with progress(len(pieces), STAGE, "fold", initial=len(pieces) - len(left)) as bar:
-            for path in left:
-                repeat, number = pieces[path]
-                table = part_of_fold(images, groups, fold_of[repeat], number, share)
-                checkpoints = path.with_suffix("")
-                checkpoints.mkdir(exist_ok=True)
-                found = predict(
-                    train, table, values, checkpoints, f"{STAGE} {repeat * how.folds + number + 1}/{len(pieces)}"
-                )
-                with new_file(path) as temporary, temporary.open("wb") as file:
-                    np.savez(file, found)
-                remove(checkpoints)
-                bar.update()
-        write_csv(out, _table(images, fold_of, pieces))
-        with out.open(encoding="utf-8", newline="") as lines:
-            predictions = parse_predictions(lines)
-        repeats = [table for _, table in predictions.groupby("repeat")]
-        counts = {"images": len(images), "folds": how.folds, "repeats": how.repeats}
-        scores = {"model": name, **counts, **summary(repeats)}
-        write_json(paths.CROSS_VALIDATION, scores)
-    print(f"{STAGE}: {name}: {headline(scores)} on {len(images)} images, with 95 % intervals")
+        found = _predict_folds(train, values, images, groups, fold_of, share, folder)
+        write_csv(out, _table(images, fold_of, found))
+        _write_results(values, out, len(images))
 
 
-def _table(images: pd.DataFrame, fold_of: list[np.ndarray], pieces: dict[Path, tuple[int, int]]) -> pd.DataFrame:
+def _predict_folds(
+    train: Recipe,
+    values: Parameters,
+    images: pd.DataFrame,
+    groups: pd.Series,
+    fold_of: list[np.ndarray],
+    share: float,
+    folder: Path,
+) -> list[list[np.ndarray]]:
+    """The probabilities of each repeat and fold, resuming from those in `folder`."""
+    how, labels = values.cross_validation, len(labels_of(images))
+    pieces = {
+        folder / f"{repeat}-{number}.npz": (repeat, number)
+        for repeat in range(how.repeats)
+        for number in range(how.folds)
+    }
+
+    def check(path: Path) -> None:
+        repeat, number = pieces[path]
+        check_array(path, ((fold_of[repeat] == number).sum(), labels))
+
+    left = unfinished(pieces, STAGE, "folds", check)
+    with progress(len(pieces), STAGE, "fold", initial=len(pieces) - len(left)) as bar:
+        for path in left:
+            repeat, number = pieces[path]
+            table = part_of_fold(images, groups, fold_of[repeat], number, share)
+            checkpoints = path.with_suffix("")
+            checkpoints.mkdir(exist_ok=True)
+            place = f"{STAGE} {repeat * how.folds + number + 1}/{len(pieces)}"
+            save_array(path, predict(train, table, values, checkpoints, place))
+            remove(checkpoints)
+            bar.update()
+    found: list[list[np.ndarray]] = [[] for _ in range(how.repeats)]
+    for path, (repeat, _) in pieces.items():
+        found[repeat].append(load_array(path))
+    return found
+
+
+def _write_results(values: Parameters, out: Path, images: int) -> None:
+    """Scores of the predictions in `out`, and the labels that may be wrong, as a table and with pictures."""
+    name, how = values.model, values.cross_validation
+    with out.open(encoding="utf-8", newline="") as lines:
+        predictions = parse_predictions(lines)
+    repeats = [table for _, table in predictions.groupby("repeat")]
+    counts = {"images": images, "folds": how.folds, "repeats": how.repeats}
+    scores = {"model": name, **counts, **summary(repeats)}
+    issues = suspicious_labels(mean_prediction(repeats))
+    html = suspicious_page(issues, images, values.data, name, Rows(paths.RESIZED, "pixels").read)
+    write_csv(paths.suspicious_labels(name), issues.round(6))
+    write_text(paths.SUSPICIOUS_PAGE, html)
+    write_json(paths.CROSS_VALIDATION, scores)
+    print(f"{STAGE}: {name}: {headline(scores)} on {images} images, with 95 % intervals")
+    print(f"{STAGE}: {len(issues)} labels may be wrong: {paths.SUSPICIOUS_PAGE}")
+
+
+def _table(images: pd.DataFrame, fold_of: list[np.ndarray], found: list[list[np.ndarray]]) -> pd.DataFrame:
     """The predictions of all folds, a block of rows for each repeat, in the order of `images`."""
     labels = labels_of(images)
     tables = []
-    for repeat, fold in enumerate(fold_of):
+    for repeat, (fold, of_folds) in enumerate(zip(fold_of, found, strict=True)):
         probabilities = np.empty((len(images), len(labels)))
-        for path in (path for path, (each, _) in pieces.items() if each == repeat):
-            probabilities[fold == pieces[path][1]] = _load(path)
+        for number, values in enumerate(of_folds):
+            probabilities[fold == number] = values
         rows = images[["image", "video", "label"]].copy()
         rows.insert(0, "repeat", repeat + 1)
         rows.insert(1, "fold", fold + 1)
         tables.append(prediction_table(rows, probabilities, labels))
     return pd.concat(tables)
-
-
-def _check(path: Path, fold_of: list[np.ndarray], piece: tuple[int, int], labels: int) -> None:
-    """Raise a `ValueError` unless a finished fold has the probabilities of its images."""
-    repeat, number = piece
-    if (shape := _load(path).shape) != ((fold_of[repeat] == number).sum(), labels):
-        raise ValueError(f"an array of {shape}")
-
-
-def _load(path: Path) -> np.ndarray:
-    with np.load(path, allow_pickle=False) as stored:
-        values: np.ndarray = stored["arr_0"]
-        return values
 
 
 @lock(STAGE)

@@ -17,11 +17,11 @@ from stages.common.networks.model_file import load_linear_head
 from stages.common.runtime import errors, parameters, paths
 from stages.common.runtime.arguments import model_argument
 from stages.common.runtime.errors import UserError
-from stages.common.runtime.files import new_file, write_csv
+from stages.common.runtime.files import write_csv
 from stages.common.runtime.lock import lock
 from stages.common.runtime.parameters import MODELS, Pretrained, Scratch
 from stages.common.runtime.progress import progress
-from stages.common.runtime.resuming import code, fingerprint, resumable, unfinished
+from stages.common.runtime.resuming import check_array, code, fingerprint, load_array, resumable, save_array, unfinished
 
 BATCH = 32
 
@@ -39,27 +39,15 @@ class Model(NamedTuple):
 
 def probabilities(model: Model, rows: Rows, images: list[str], folder: Path, stage: str) -> np.ndarray:
     """The model's probabilities for `images`, (images, labels) float64, resuming from the batches in `folder`."""
+    labels = len(model.labels)
     batches = {folder / f"{start:06d}.npz": images[start : start + BATCH] for start in range(0, len(images), BATCH)}
-    left = unfinished(batches, stage, "batches", lambda path: _check(path, len(batches[path]), model))
+    left = unfinished(batches, stage, "batches", lambda path: check_array(path, (len(batches[path]), labels)))
     with progress(len(images), stage, "image", initial=len(images) - sum(len(batches[path]) for path in left)) as bar:
         for path in left:
             values = np.asarray(model.predict(rows.read(batches[path])))
-            with new_file(path) as temporary, temporary.open("wb") as file:
-                np.savez(file, values)  # not np.save: it does not notice a full disk
+            save_array(path, values)
             bar.update(len(values))
-    return np.concatenate([_load(path) for path in batches]).astype(np.float64)
-
-
-def _check(path: Path, images: int, model: Model) -> None:
-    """Raise a `ValueError` unless a finished batch has the probabilities of so many images."""
-    if (shape := _load(path).shape) != (images, len(model.labels)):
-        raise ValueError(f"an array of {shape}")
-
-
-def _load(path: Path) -> np.ndarray:
-    with np.load(path, allow_pickle=False) as stored:
-        values: np.ndarray = stored["arr_0"]
-        return values
+    return np.concatenate([load_array(path) for path in batches]).astype(np.float64)
 
 
 def main() -> None:

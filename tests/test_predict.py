@@ -204,3 +204,57 @@ def test_a_model_of_maps_is_refused(photos: Path, monkeypatch: pytest.MonkeyPatc
     save(keras.Model(images, keras.layers.Dense(2)(images)), Path("maps.keras"), ["a", "b"])
     with pytest.raises(UserError, match=r"maps.keras: 2 labels for an output of \(72, 72, 2\)"):
         run(monkeypatch, "photos", "--model", "maps.keras")
+
+
+def test_many_images_are_summarised_and_the_table_has_each(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(predict.LISTED):
+        Image.new("RGB", (9, 9), (number * 9, 0, 90)).save(photos / f"more {number}.png")
+    monkeypatch.setattr(predict, "ROWS", 7)
+    run(monkeypatch, "photos", "--csv", "out.csv")
+    captured = capsys.readouterr()
+    table = pd.read_csv("out.csv")
+    assert len(table) == predict.LISTED + 2
+    assert dict(line.rsplit(": ", 1) for line in captured.out.splitlines()) == {
+        label: f"{count} images" for label, count in table["prediction"].value_counts().items()
+    }
+    assert "photos/3.jpg: skipped" in captured.err
+    assert "22 images labelled, 1 skipped" in captured.err
+    assert "--csv OUT" not in captured.err
+    run(monkeypatch, "photos")
+    assert "for the label of each image: --csv OUT" in capsys.readouterr().err
+
+
+def test_top_says_how_many_labels_are_printed(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(monkeypatch, "photos/\u00fc 1.jpg", "--top", "2")
+    assert len(capsys.readouterr().out.split(";")) == 2
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "photos", "--top", "0")
+    assert "--top: '0'; expected a whole number from 1" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_memory_does_not_grow_with_the_number_of_images(photos: Path) -> None:
+    Image.new("RGB", (16, 16), "red").save(photos.parent / "small.png")
+    code = """if True:
+        import resource, sys
+        from commands import predict
+        sys.argv = ["predict", sys.argv[1], "--csv", "out.csv"]
+        predict.main()
+        print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    """
+    peaks = []
+    for images in (500, 20_000):
+        folder = photos.parent / f"many {images}"
+        folder.mkdir()
+        for number in range(images):
+            os.link(photos.parent / "small.png", folder / f"{number}.png")
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        ended = subprocess.run(
+            [sys.executable, "-c", code, str(folder)], env=environment, capture_output=True, text=True, check=True
+        )
+        peaks.append(int(ended.stdout.split()[-1]))
+    assert peaks[1] < peaks[0] + 60_000  # KB; the decoded images alone would be 300 MB

@@ -8,9 +8,17 @@ be of models that have not seen the image: those of the test part, or out of fol
 import numpy as np
 import pandas as pd
 
-from stages.common.evaluation.predictions import probabilities_of
+from stages.common.evaluation.predictions import OF, probabilities_of
 
 COLUMNS = ["image", "label", "suggested", "probability_of_label", "probability_of_suggested"]
+
+
+def mean_prediction(repeats: list[pd.DataFrame]) -> pd.DataFrame:
+    """The first of several tables of predictions of the same images, with the mean probabilities of all."""
+    columns = [name for name in map(str, repeats[0]) if name.startswith(OF)]
+    return repeats[0].assign(
+        **{name: np.mean([table[name].to_numpy() for table in repeats], axis=0) for name in columns}
+    )
 
 
 def suspicious_labels(predictions: pd.DataFrame) -> pd.DataFrame:

@@ -102,12 +102,13 @@ def pairs(rows: pd.DataFrame, budget: Budget) -> list[dict[str, Any]]:
     return shown
 
 
-def suspicious(rows: pd.DataFrame, budget: Budget) -> list[dict[str, Any]]:
+def suspicious(rows: pd.DataFrame, budget: Budget, limit: int = SHOWN) -> list[dict[str, Any]]:
     """The first suspicious labels with their pictures.
 
     Args:
         rows: the table of `suspicious_labels`.
         budget: what it has left.
+        limit: the most pictures.
     """
-    shown = rows.head(SHOWN).rename(columns={"suggested": "prediction", "probability_of_suggested": "probability"})
-    return budget.gallery(shown, SHOWN)
+    shown = rows.rename(columns={"suggested": "prediction", "probability_of_suggested": "probability"})
+    return budget.gallery(shown, limit)

@@ -41,6 +41,7 @@ CONFUSION = Path("plots/confusion.csv")
 SUSPICIOUS_LABELS = Path("plots/suspicious_labels.csv")
 LEARNING_CURVES = Path("plots/learning_curves.csv")
 REPORT = Path("plots/report.html")
+SUSPICIOUS_PAGE = Path("plots/suspicious_labels.html")
 
 LIVE_CURVES = Path("dvclive")
 
@@ -67,6 +68,11 @@ def predictions(model: str) -> Path:
 
 def out_of_fold(model: str) -> Path:
     return Path(f"models/{model}/out_of_fold.csv")
+
+
+def suspicious_labels(model: str) -> Path:
+    """Those of all labelled images, from cross-validation."""
+    return Path(f"models/{model}/suspicious_labels.csv")
 
 
 def validation(model: str) -> Path:

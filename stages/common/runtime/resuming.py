@@ -14,10 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 
 from stages.common.runtime.errors import is_system_fault, short
-from stages.common.runtime.files import remove, write_error
+from stages.common.runtime.files import new_file, remove, write_error
 
 # Libraries whose version may change a result.
 LIBRARIES = ("PIL", "h5py", "jax", "keras", "numpy", "pandas", "sklearn", "tensorflow")
@@ -130,3 +131,22 @@ def publish(pieces: Iterable[Path], folder: Path) -> None:
             os.link(piece, folder / piece.name)
         except OSError:
             shutil.copyfile(piece, folder / piece.name)
+
+
+def save_array(path: Path, values: np.ndarray) -> None:
+    """Write an array as a piece, atomically."""
+    with new_file(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, values)  # not np.save: it does not notice a full disk
+
+
+def load_array(path: Path) -> np.ndarray:
+    """The array that `save_array` wrote."""
+    with np.load(path, allow_pickle=False) as stored:
+        values: np.ndarray = stored["arr_0"]
+        return values
+
+
+def check_array(path: Path, shape: tuple[int, ...]) -> None:
+    """Raise a `ValueError` unless the array in `path` has this shape."""
+    if (found := load_array(path).shape) != shape:
+        raise ValueError(f"an array of {found}")
