@@ -3,7 +3,7 @@
     pip install -r benchmarks/requirements.txt
     python -m benchmarks PHOTOGRAPHS [--parts NAME ...]
 
-PHOTOGRAPHS is a folder in MPII's layout, whose photographs have activities. Each part measures the project and what it is
+PHOTOGRAPHS is a data set (docs/data.md), whose photographs have activities. Each part measures the project and what it is
 compared with in one run; all parts take three quarters of an hour on two cores. benchmarks.gpu measures a GPU.
 """
 
@@ -25,6 +25,7 @@ PARTS = {
     "heads": "Features once, and the sweep",
     "feeding": "The input pipeline",
     "growth": "How time and memory grow",
+    "audit": "What the audit finds",
     "pipeline": "What dvc adds, and where the first minute goes",
 }
 RESULTS = Path(__file__).parent / "results"
@@ -52,7 +53,7 @@ def _processor() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
-    parser.add_argument("photographs", type=Path, metavar="PHOTOGRAPHS", help="a folder in MPII's layout")
+    parser.add_argument("photographs", type=Path, metavar="PHOTOGRAPHS", help="a data set")
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), metavar="NAME")
     arguments = parser.parse_args()
     for name in arguments.parts:

@@ -203,7 +203,7 @@ def _write_results(values: Parameters, out: Path, images: int) -> None:
     write_text(paths.SUSPICIOUS_PAGE, html)
     write_json(paths.CROSS_VALIDATION, scores)
     print(f"{STAGE}: {name}: {headline(scores)} on {images} images, with 95 % intervals")
-    print(f"{STAGE}: {len(issues)} labels may be wrong: {paths.SUSPICIOUS_PAGE}")
+    print(f"{STAGE}: the labels that are most probably wrong are in {paths.SUSPICIOUS_PAGE}")
 
 
 def _table(images: pd.DataFrame, fold_of: list[np.ndarray], found: list[list[np.ndarray]]) -> pd.DataFrame:

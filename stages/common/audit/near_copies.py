@@ -26,7 +26,7 @@ MAX_CANDIDATES = 50  # of an image: those most alike
 # Grey levels from which a gradient counts as strong, whatever its size: else two images with one horizon each are alike.
 STRONG = 10
 
-BLOCK = 1024  # images compared at once
+BLOCK = 256  # images at once
 
 
 class Step(NamedTuple):
@@ -87,7 +87,7 @@ def find(small: np.ndarray, advance: Callable[[int], object]) -> pd.DataFrame:
     equal = [(int(first[group]), row, 1.0, False) for row, group in enumerate(same) if first[group] != row]
     advance(len(equal))
     kept = np.sort(first)
-    near = _near(small[kept].astype(np.float32), advance)
+    near = _near(small[kept], advance)
     near[["first", "second"]] = kept[near[["first", "second"]]]
     table = pd.concat([near, pd.DataFrame(equal, columns=near.columns).astype(near.dtypes)])
     # A symmetric image is also its own mirror image: the pair is named once, as that which is more alike.
@@ -110,7 +110,7 @@ def _near(images: np.ndarray, advance: Callable[[int], object]) -> pd.DataFrame:
     for mirrored, pairs in candidates.items():
         similarity = np.zeros(len(pairs))
         for step in STEPS:
-            whole = _descriptors(images[:, :, ::-1] if mirrored else images, [(0.0, SIDE)], step.side)[:, 0]
+            whole = _of_all(images, 0.0, step.side, mirrored)
             one, two = pairs.T
             similarity = np.maximum(_aligned(images, whole, one, two, step), _aligned(images, whole, two, one, step))
             pairs, similarity = pairs[similarity >= step.similarity], similarity[similarity >= step.similarity]
@@ -121,12 +121,8 @@ def _near(images: np.ndarray, advance: Callable[[int], object]) -> pd.DataFrame:
 
 def _candidates(images: np.ndarray, advance: Callable[[int], object]) -> dict[bool, np.ndarray]:
     """Pairs that may be near-copies, without and with mirroring: rows of `images`, the smaller one first, (pairs, 2) int."""
-    edge = SIDE * CROP / 2
-    inner = _descriptors(images, [(edge, SIDE - edge)], SHORT)[:, 0].T
-    whole = {
-        mirrored: _descriptors(images[:, :, ::-1] if mirrored else images, [(0.0, SIDE)], SHORT)[:, 0]
-        for mirrored in (False, True)
-    }
+    inner = _of_all(images, CROP, SHORT, mirrored=False).T
+    whole = {mirrored: _of_all(images, 0.0, SHORT, mirrored) for mirrored in (False, True)}
     found: dict[bool, list[np.ndarray]] = {mirrored: [np.zeros((0, 2), int)] for mirrored in whole}
     for start in range(0, len(images), BLOCK):
         for mirrored, descriptors in whole.items():
@@ -160,6 +156,14 @@ def _aligned(images: np.ndarray, whole: np.ndarray, rows: np.ndarray, others: np
     return similarity
 
 
+def _of_all(images: np.ndarray, crop: float, side: int, mirrored: bool) -> np.ndarray:
+    """The descriptor of each image without its edges, (images, values)."""
+    edge = SIDE * crop / 2
+    blocks = (images[start : start + BLOCK] for start in range(0, len(images), BLOCK))
+    found = [_descriptors(block[:, :, ::-1] if mirrored else block, [(edge, SIDE - edge)], side) for block in blocks]
+    return np.concatenate([np.zeros((0, 1, 2 * side * (side - 1)), np.float32), *found])[:, 0]
+
+
 def _crops(images: np.ndarray, step: Step) -> np.ndarray:
     """Descriptors of the whole image and of its crops, (images, crops, values)."""
     found = [_descriptors(images, [(0.0, SIDE)], step.side)]
@@ -178,7 +182,8 @@ def _descriptors(images: np.ndarray, edges: list[tuple[float, float]], side: int
     weights = np.concatenate([_averages(low, high, side) for low, high in edges])
     count, places = len(images), len(edges)
     # Two large products of matrices: many small ones take ten times as long.
-    rows = (weights @ images.transpose(1, 0, 2).reshape(SIDE, -1)).reshape(-1, SIDE)
+    pixels = images.astype(np.float32).transpose(1, 0, 2).reshape(SIDE, -1)
+    rows = (weights @ pixels).reshape(-1, SIDE)
     fields = (rows @ weights.T).reshape(places, side, count, places, side).transpose(2, 0, 3, 1, 4)
     across, down = np.diff(fields, axis=-1), np.diff(fields, axis=-2)
     values: np.ndarray = np.concatenate([part.reshape(count, places**2, -1) for part in (across, down)], -1)

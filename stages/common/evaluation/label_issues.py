@@ -1,8 +1,9 @@
-"""Images whose label is most probably wrong, by confident learning.
+"""Images whose label is most probably wrong.
 
-Northcutt, Jiang and Chuang, Confident Learning: Estimating Uncertainty in Dataset Labels, JAIR 2021: an image is suspicious if
-it is predicted as another label with at least the probability that images of that label have on average. The predictions must
-be of models that have not seen the image: those of the test part, or out of fold.
+An image is suspicious if another label is predicted. It is the more suspicious, the less probable its own label is, compared
+with the images of that label on average: the threshold of confident learning (Northcutt, Jiang and Chuang, Confident Learning:
+Estimating Uncertainty in Dataset Labels, JAIR 2021), as a ratio, so that labels which are hard for the model do not come first.
+The predictions must be of models that have not seen the image: those of the test part, or out of fold.
 """
 
 import numpy as np
@@ -10,7 +11,7 @@ import pandas as pd
 
 from stages.common.evaluation.predictions import OF, probabilities_of
 
-COLUMNS = ["image", "label", "suggested", "probability_of_label", "probability_of_suggested"]
+COLUMNS = ["image", "label", "suggested", "probability_of_label", "probability_of_suggested", "quality"]
 
 
 def mean_prediction(repeats: list[pd.DataFrame]) -> pd.DataFrame:
@@ -22,36 +23,30 @@ def mean_prediction(repeats: list[pd.DataFrame]) -> pd.DataFrame:
 
 
 def suspicious_labels(predictions: pd.DataFrame) -> pd.DataFrame:
-    """The suspicious images, the most suspicious one first: by how much the suggested label is the more probable one.
+    """The images for which another label is predicted, the most suspicious one first.
 
     Args:
         predictions: a table of predictions with the probabilities of all labels.
 
     Returns:
-        `COLUMNS`: image, its label and the suggested one, and their probabilities.
+        `COLUMNS`: image, its label and the predicted one, their probabilities, and the quality of the label: its
+        probability, divided by the mean of that probability over all images with this label.
     """
     labels, probabilities = probabilities_of(predictions)
     place = pd.Index(labels).get_indexer(pd.Index(predictions["label"]))
-    own = probabilities[np.arange(len(place)), place]
-    # A label without images has no threshold that could be reached.
-    thresholds = np.full(len(labels), np.inf)
-    for number in np.unique(place):
-        thresholds[number] = own[place == number].mean()
-    confident = np.where(probabilities >= thresholds, probabilities, -1.0)
-    confident[np.arange(len(place)), place] = -1.0
-    suggested = confident.argmax(1)
-    highest = confident[np.arange(len(place)), suggested]
+    rows = np.arange(len(place))
+    own = pd.Series(probabilities[rows, place])
+    suggested = probabilities.argmax(1)
     table = pd.DataFrame(
         {
             "image": predictions["image"].to_numpy(),
             "label": predictions["label"].to_numpy(),
             "suggested": np.array(labels, object)[suggested],
             "probability_of_label": own,
-            "probability_of_suggested": highest,
-        }
+            "probability_of_suggested": probabilities[rows, suggested],
+            "quality": own / own.groupby(place).transform("mean"),
+        },
+        columns=COLUMNS,
     )
-    found = table[highest > own]
-    margin = found["probability_of_suggested"] - found["probability_of_label"]
-    order = pd.DataFrame({"margin": -margin, "image": found["image"]}).sort_values(["margin", "image"]).index
-    ordered: pd.DataFrame = found.loc[order, COLUMNS]
-    return ordered.reset_index(drop=True)
+    found: pd.DataFrame = table[suggested != place]
+    return found.sort_values(["quality", "image"]).reset_index(drop=True)
