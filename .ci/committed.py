@@ -30,7 +30,9 @@ LOOSE = 0.1  # for what varies more than the scores: ends of intervals, calibrat
 ROUNDING = 0.001
 MAX_TIME = 1e9  # no honest figure of `TIME` is larger
 # The same on every processor.
-EXACT = (paths.ANNOTATE_METRICS, paths.SPLIT_METRICS, paths.RESIZE_METRICS)
+EXACT = (paths.ANNOTATE_METRICS, paths.SPLIT_METRICS, paths.RESIZE_METRICS, paths.AUDIT_METRICS)
+# None if every test image has a near-copy.
+WITHOUT_COPIES = "macro_f1_without_near_copies"
 
 Read = Callable[[Path], str]
 
@@ -112,7 +114,7 @@ def _numbers(read: Read) -> dict[str, Any]:
                 found |= {f"{name}{f' {place}' if len(values) > 1 else ''}": each for place, each in enumerate(values)}
     for name, value in found.items():
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if name != "model" and not number:
+        if name != "model" and not number and not (name == WITHOUT_COPIES and value is None):
             raise ValueError(f"{name} is {value!r}; expected a finite number")
     return found
 
@@ -125,8 +127,8 @@ def _different(ours: dict[str, Any], theirs: dict[str, Any], tolerance: float) -
         # Early stopping is at another epoch where rounding differs.
         if name in ("epochs", "best_epoch") and tolerance == TOLERANCE:
             continue
-        score = isinstance(theirs[name], float)
-        allowed = LOOSE if tolerance == TOLERANCE and name not in METRICS else tolerance
+        score = isinstance(theirs[name], float) and value is not None
+        allowed = LOOSE if tolerance == TOLERANCE and name not in (*METRICS, WITHOUT_COPIES) else tolerance
         same = abs(value - theirs[name]) <= allowed and 0 <= value <= 1 if score else value == theirs[name]
         if not same:
             yield f"`{name}`: {value} committed, {theirs[name]} reproduced"
@@ -150,6 +152,8 @@ def _contradictions(read: Read) -> Iterator[str]:
             low, high = evaluation[f"{name}_interval"]
             if not 0 <= low <= value + 1e-6 <= high + 2e-6 <= 1 + 2e-6:
                 yield f"`{name}_interval` is {low} to {high}, without {value:.6f}"
+    if not evaluation["test_images_with_near_copies"] and evaluation[WITHOUT_COPIES] != evaluation["macro_f1"]:
+        yield f"`{WITHOUT_COPIES}` is not `macro_f1`, though no test image has a near-copy"
     labels = [row[0] for row in csv.reader(io.StringIO(read(paths.LABEL_SCORES)))][1:]
     expected = label_scores(table, labels).to_csv(index=False, lineterminator="\n")
     if not set(truth) <= set(labels) or expected != read(paths.LABEL_SCORES):

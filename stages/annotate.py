@@ -34,7 +34,10 @@ def read(data: Path) -> folders.Found:
         file = layout.annotation_file(data)
         return folders.Found(matlab.read(file), Counter(), "mpii", f"MPII's, {file.name}")
     if listed:
-        return folders.Found(table.read(listed), Counter(), "table", f"a table, {listed.name}")
+        rows = table.read(listed)
+        unnamed = table.unnamed(data, set(rows["image"]))
+        skipped = Counter({f"images not in {listed.name}": unnamed} if unnamed else {})
+        return folders.Found(rows, skipped, "table", f"a table, {listed.name}")
     return folders.read(data)
 
 
@@ -95,7 +98,7 @@ def main() -> None:
     )
     if found.skipped:
         kinds = ", ".join(f"{count} {kind}" for kind, count in found.skipped.most_common(SHOWN))
-        print(f"annotate: skipped {found.skipped.total()} files (not images, or in no folder of a label): {kinds}")
+        print(f"annotate: skipped {found.skipped.total()} files: {kinds}")
     if numbers["missing_images"]:
         print(f"annotate: warning: {numbers['missing_images']} listed images are missing: skipped")
 

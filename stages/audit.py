@@ -17,6 +17,7 @@ from stages.common.images import layout
 from stages.common.images.decoding import dimensions
 from stages.common.report.data_page import Data, data_page
 from stages.common.runtime import errors, parameters, paths
+from stages.common.runtime.errors import UserError, short
 from stages.common.runtime.files import read_json, write_csv, write_json, write_text
 from stages.common.runtime.lock import lock
 from stages.common.runtime.parameters import Parameters
@@ -71,8 +72,17 @@ def counts(pairs: pd.DataFrame, images: int) -> dict[str, int]:
 
 def _sizes(names: list[str], folder: Path) -> np.ndarray:
     """Width and height of the originals, upright, (images, 2) int."""
+
+    def size(name: str) -> tuple[int, int]:
+        try:
+            return dimensions(folder / name)
+        except OSError as error:
+            raise UserError(
+                f"{folder / name}: can't be read any more ({short(error)}); it was decoded before: run dvc repro again"
+            ) from error
+
     with ThreadPoolExecutor() as pool:
-        return np.array(list(pool.map(lambda name: dimensions(folder / name), names)))
+        return np.array(list(pool.map(size, names)))
 
 
 @lock(STAGE)

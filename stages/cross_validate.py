@@ -199,7 +199,7 @@ def _write_results(values: Parameters, out: Path, images: int) -> None:
     scores = {"model": name, **counts, **summary(repeats)}
     issues = suspicious_labels(mean_prediction(repeats))
     html = suspicious_page(issues, images, values.data, name, Rows(paths.RESIZED, "pixels").read)
-    write_csv(paths.suspicious_labels(name), issues.round(6))
+    write_csv(paths.suspicious_labels(name), issues.round(3))
     write_text(paths.SUSPICIOUS_PAGE, html)
     write_json(paths.CROSS_VALIDATION, scores)
     print(f"{STAGE}: {name}: {headline(scores)} on {images} images, with 95 % intervals")

@@ -23,7 +23,7 @@ def main() -> None:
     scores = {"model": model, "test_images": len(predictions), **summary(predictions), **_leak(predictions)}
     write_csv(paths.LABEL_SCORES, label_scores(predictions, labels))
     write_csv(paths.CONFUSION, predictions[["label", "prediction"]])
-    write_csv(paths.SUSPICIOUS_LABELS, suspicious_labels(predictions).round(6))
+    write_csv(paths.SUSPICIOUS_LABELS, suspicious_labels(predictions).round(3))
     write_json(paths.EVALUATION, scores)
     print(f"evaluate: {model}: {headline(scores)} on {len(predictions)} test images, with 95 % intervals")
 

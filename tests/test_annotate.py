@@ -197,10 +197,11 @@ def run(data: Path, capsys: pytest.CaptureFixture[str]) -> str:
 def test_missing_and_repeated_rows_are_counted(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = [f"{label}{number}.jpg" for label in "ab" for number in range(4)]
     text = "image,label\n" + "".join(f"{name},{name[0]}\n" for name in [*names, "a0.jpg", "absent.jpg"])
-    csv(touch(workspace / "mine", *names), text)
+    csv(touch(workspace / "mine", *names, "extra/1.jpg", "notes.txt"), text)
     shown = run(workspace / "mine", capsys)
     assert "mine: a table, labels.csv" in shown
     assert "1 listed images are missing: skipped" in shown
+    assert "skipped 1 files: 1 images not in labels.csv" in shown
     assert "no labelled image has a video or group" in shown
     metrics = read_json(paths.ANNOTATE_METRICS)
     assert (metrics["images"], metrics["missing_images"], metrics["repeated_images"]) == (8, 1, 1)

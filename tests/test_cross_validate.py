@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from stages import cross_validate
 from stages.common.evaluation.metrics import METRICS
-from stages.common.evaluation.predictions import parse_predictions
+from stages.common.evaluation.predictions import OF, parse_predictions
 from stages.common.runtime import paths
 from stages.common.runtime.errors import UserError
 from tests.conftest import extract_features, pretrained_section, set_parameters
@@ -104,6 +104,15 @@ def test_every_labelled_image_is_predicted_once_by_a_model_that_has_not_seen_its
     assert scores["accuracy"] > 0.6  # three colours
     first, second = (rows["fold"].to_numpy() for _, rows in table.groupby("repeat"))
     assert (first != second).any()
+    # By the mean of both repeats.
+    means_of = table.groupby("image", sort=False)[[OF + label for label in "abc"]].mean()
+    missed = (
+        means_of.idxmax(axis=1).map(lambda name: str(name).removeprefix(OF))
+        != table["label"].iloc[: len(ready)].to_numpy()
+    )
+    suspicious = pd.read_csv(paths.suspicious_labels("backbone"))
+    assert set(suspicious["image"]) == set(means_of.index[missed])
+    assert paths.SUSPICIOUS_PAGE.read_text(encoding="utf-8").count("<img") == len(suspicious)
 
 
 @pytest.mark.slow
@@ -112,7 +121,12 @@ def test_a_run_that_was_stopped_resumes_with_the_next_fold_and_the_same_bytes(
 ) -> None:
     set_parameters(paths.PARAMETERS, {"backbone.head": "softmax", "backbone.fine_tune_epochs": 1})
     run()
-    outputs = paths.out_of_fold("backbone"), paths.CROSS_VALIDATION
+    outputs = (
+        paths.out_of_fold("backbone"),
+        paths.CROSS_VALIDATION,
+        paths.suspicious_labels("backbone"),
+        paths.SUSPICIOUS_PAGE,
+    )
     expected = [path.read_bytes() for path in outputs]
     for path in outputs:
         path.unlink()

@@ -120,6 +120,7 @@ def test_paths_are_those_of_the_code() -> None:
             paths.model_file,
             paths.predictions,
             paths.out_of_fold,
+            paths.suspicious_labels,
             paths.validation,
             paths.timing,
             paths.curves,

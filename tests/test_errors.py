@@ -25,6 +25,7 @@ ORDER = [
     "annotate",
     "split",
     "chunked-resize",
+    "audit",
     "train-scratch",
     "infer-scratch",
     "evaluate",
@@ -35,6 +36,7 @@ ORDER = [
 ]
 # A pretrained model reads the images only for fine-tuning. The check of params.yaml has an output only for dvc.
 UNREAD = {
+    ("audit", "data/raw/sample"),  # headers of images alone
     ("train-backbone", "data/resized"),
     ("infer-backbone", "data/resized"),
     *((stage, "data/params.checked") for stage in ORDER),

@@ -14,6 +14,7 @@ from stages.common.evaluation.predictions import read_predictions
 from stages.common.evaluation.summary import label_scores, summary
 from stages.common.runtime import paths
 from stages.common.runtime.errors import UserError
+from stages.common.runtime.files import write_csv
 
 
 def predictions(truth: list[str], predicted: list[str]) -> pd.DataFrame:
@@ -71,6 +72,13 @@ def test_scores_of_odd_cases_are_defined(truth: list[str], predicted: list[str],
     assert np.isfinite(table[["precision", "recall", "f1"]].to_numpy()).all()
 
 
+@pytest.fixture
+def audited(workspace: Path) -> None:
+    """No near-copies."""
+    write_csv(paths.NEAR_COPIES, pd.DataFrame(columns=["image_1", "part_1", "image_2", "part_2"]))
+
+
+@pytest.mark.usefixtures("audited")
 def test_evaluate_writes_what_follows_from_the_predictions(workspace: Path) -> None:
     path = paths.predictions("scratch")
     path.parent.mkdir(parents=True)
@@ -93,8 +101,11 @@ def test_evaluate_writes_what_follows_from_the_predictions(workspace: Path) -> N
         "mean_average_precision",
         "expected_calibration_error",
         *(f"{metric}_interval" for metric in METRICS),
+        "test_images_with_near_copies",
+        "macro_f1_without_near_copies",
     ]
-    assert metrics == {"model": "scratch", "test_images": 3, **summary(read)}
+    without = {"test_images_with_near_copies": 0, "macro_f1_without_near_copies": metrics["macro_f1"]}
+    assert metrics == {"model": "scratch", "test_images": 3, **summary(read), **without}
     assert metrics["accuracy"] == pytest.approx(2 / 3, abs=1e-6)
     table = pd.read_csv(paths.LABEL_SCORES, keep_default_na=False)
     assert list(table.columns) == ["label", "precision", "recall", "f1", "support"]
@@ -102,6 +113,7 @@ def test_evaluate_writes_what_follows_from_the_predictions(workspace: Path) -> N
     assert pd.read_csv(paths.CONFUSION, keep_default_na=False).equals(read[["label", "prediction"]])
 
 
+@pytest.mark.usefixtures("audited")
 def test_a_label_may_have_the_name_of_a_column(workspace: Path) -> None:
     path = paths.predictions("scratch")
     path.parent.mkdir(parents=True)

@@ -43,6 +43,7 @@ ORDER = [
     "annotate",
     "split",
     "chunked-resize",
+    "audit",
     "train-scratch",
     "features-backbone",
     "train-backbone",
@@ -205,7 +206,7 @@ def test_ctrl_c_while_libraries_are_loaded_is_one_line(tmp_path: Path) -> None:
     assert started.output.strip() == "stopped by SIGINT: run again to resume"
 
 
-@pytest.mark.parametrize("stage", ["annotate", "split", "chunked-resize", "train-scratch", "report"])
+@pytest.mark.parametrize("stage", ["annotate", "split", "chunked-resize", "audit", "train-scratch", "report"])
 def test_killed_while_it_writes_it_ends_with_the_same_bytes(straight: Straight, folder: Path, stage: str) -> None:
     expected = straight.digests(stage)
     light = not stage.startswith(HEAVY)

@@ -241,10 +241,10 @@ def test_a_split_by_image_is_said_to_leak() -> None:
         for group in ("image", "video")
     )
     assert "split.group is image, so these scores are too high" in by_image
-    assert "Frames of a video are in several parts" in by_image
+    assert "Images of a video are in several parts" in by_image
     assert "seen none of these videos" not in by_image
     assert "The model has seen none of these videos" in by_video
-    assert "All frames of a video are in the same part" in by_video
+    assert "All images of a video are in the same part" in by_video
     assert "too high" not in by_video
 
 
@@ -294,6 +294,7 @@ def write(found: page.Results, model: str) -> None:
         (paths.ANNOTATE_METRICS, found.annotate),
         (paths.SPLIT_METRICS, found.split),
         (paths.RESIZE_METRICS, found.resize),
+        (paths.AUDIT_METRICS, found.audit),
         (paths.EVALUATION, found.evaluation),
     ):
         name.parent.mkdir(parents=True, exist_ok=True)
@@ -302,6 +303,8 @@ def write(found: page.Results, model: str) -> None:
     for path, table in (
         (paths.curves(model), found.curves),
         (paths.LABEL_SCORES, found.labels),
+        (paths.NEAR_COPIES, found.pairs),
+        (paths.SUSPICIOUS_LABELS, found.suspicious),
         (paths.predictions(model), found.predictions),
         (paths.SPLIT, pd.DataFrame(parts)),
     ):

@@ -1,5 +1,6 @@
 """A table of images and labels: labels.csv, or the one other .csv file with these columns, in a data set's folder."""
 
+import os
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -64,6 +65,17 @@ def read(path: Path) -> pd.DataFrame:
     result["part"] = _parts(table, result["labelled"], path) if "part" in table else ""
     _check_repeated(result, path)
     return result.reset_index(drop=True)
+
+
+def unnamed(data: Path, named: set[str]) -> int:
+    """The number of images below `data` that a table does not name."""
+    found = (
+        PurePosixPath(Path(folder, name).relative_to(data))
+        for folder, _, files in os.walk(data)
+        for name in files
+        if not name.startswith(".")
+    )
+    return sum(path.suffix.lower() in layout.SUFFIXES and str(path) not in named for path in found)
 
 
 def _image(text: str, line: Any, path: Path) -> str:

@@ -81,8 +81,13 @@ def _add_images_compared(a: Result, b: Result, kind: str, out: Comparison) -> di
         )
         return {}
     how = ", predicted out of fold" if kind == "labelled" else ""
-    out.parts.append(f"Both on the same {len(of_a)} {kind} images of {Scorer(of_a).videos} videos{how}.")
+    videos = f" of {Scorer(of_a).videos} videos" if _has_videos(of_a) else ""
+    out.parts.append(f"Both on the same {len(of_a)} {kind} images{videos}{how}.")
     return paired
+
+
+def _has_videos(table: pd.DataFrame) -> bool:
+    return bool((table["video"] != "").any())
 
 
 def _scores(a: Result, b: Result, paired: dict[str, bootstrap.Difference]) -> Table:
@@ -110,7 +115,8 @@ def _p(found: bootstrap.Difference) -> str:
 
 def _verdict(found: bootstrap.Difference, a: Result, b: Result, out_of_fold: bool) -> str:
     interval = f"95 % interval {found.low:+.3f} to {found.high:+.3f}, p {_p(found)}"
-    videos = "the videos" if out_of_fold else "test videos"
+    unit = "videos" if _has_videos(a.tables[0]) else "images"
+    videos = f"the {unit}" if out_of_fold else f"test {unit}"
     single = [name for name, each in (("A", a), ("B", b)) if len(each.seeds) == 1]
     choice = f"the choice of {videos}" if single else f"the choice of {videos} and of the seeds"
     if found.p >= bootstrap.ALPHA:

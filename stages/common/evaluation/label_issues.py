@@ -17,9 +17,9 @@ COLUMNS = ["image", "label", "suggested", "probability_of_label", "probability_o
 def mean_prediction(repeats: list[pd.DataFrame]) -> pd.DataFrame:
     """The first of several tables of predictions of the same images, with the mean probabilities of all."""
     columns = [name for name in map(str, repeats[0]) if name.startswith(OF)]
-    return repeats[0].assign(
-        **{name: np.mean([table[name].to_numpy() for table in repeats], axis=0) for name in columns}
-    )
+    table = repeats[0].copy()
+    table[columns] = np.mean([repeat[columns].to_numpy() for repeat in repeats], axis=0)
+    return table
 
 
 def suspicious_labels(predictions: pd.DataFrame) -> pd.DataFrame:

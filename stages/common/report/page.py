@@ -97,7 +97,7 @@ def _scores(results: Results) -> dict[str, Any]:
     baseline = results.predictions.assign(prediction=results.majority)
     # Always the same probabilities: those of the labels in the training part.
     labels, _ = probabilities_of(baseline)
-    baseline = baseline.assign(**{OF + label: results.frequencies.get(label, 0.0) for label in labels})
+    baseline[[OF + label for label in labels]] = [results.frequencies.get(label, 0.0) for label in labels]
     baseline_scores = bootstrap.intervals(baseline)
     scores = [
         {
