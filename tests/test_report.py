@@ -58,7 +58,7 @@ def predictions(labels: list[str], images: int = 120, accuracy: float = 0.6) -> 
             "probability": probabilities.max(axis=1),
             **{OF + label: probabilities[:, place] for place, label in enumerate(labels)},
         }
-    )
+    ).copy()  # in one piece: pandas is slow with a table of many
 
 
 PAIR = [f"{name}_{one}" for name in ("image", "part", "label", "video") for one in (1, 2)] + ["similarity", "mirrored"]

@@ -98,6 +98,7 @@ def _scores(results: Results) -> dict[str, Any]:
     # Always the same probabilities: those of the labels in the training part.
     labels, _ = probabilities_of(baseline)
     baseline[[OF + label for label in labels]] = [results.frequencies.get(label, 0.0) for label in labels]
+    baseline = baseline.copy()  # in one piece: pandas is slow with a table of many
     baseline_scores = bootstrap.intervals(baseline)
     scores = [
         {
