@@ -38,9 +38,11 @@ def find_images(places: list[Path]) -> list[Path]:
     found: list[Path] = []
     for path in places:
         if path.is_dir():
-            found += sorted(inner for inner in path.rglob("*") if inner.suffix.lower() in layout.SUFFIXES)
-        else:
+            found += sorted(path / inner for inner in layout.image_files(path))
+        elif path.exists():
             found.append(path)
+        else:
+            raise UserError(f"{path}: no such file or folder")
     return list(dict.fromkeys(found))
 
 
@@ -174,7 +176,7 @@ def _predict(model: keras.Model, labels: list[str], images: list[Path], top: int
                 rows = prediction_table(pd.DataFrame({"image": list(good)}), np.stack(list(good.values())), labels)
                 if table:
                     rows.to_csv(table, header=not found, index=False, lineterminator="\n")
-                found.update(rows["prediction"])
+                found.update(labels[number] for number in np.stack(list(good.values())).argmax(1))
             bar.update(len(part))
     if not found:
         raise UserError("none of the images could be decoded")

@@ -12,7 +12,7 @@ import pandas as pd
 from stages.common.annotations import folders, groups, matlab, table
 from stages.common.images import layout
 from stages.common.runtime import errors, parameters, paths
-from stages.common.runtime.errors import UserError
+from stages.common.runtime.errors import UserError, printable
 from stages.common.runtime.files import write_csv, write_json
 from stages.common.runtime.lock import lock
 
@@ -25,7 +25,10 @@ def read(data: Path) -> folders.Found:
     Raises:
         UserError: no layout, two at once, or an error in the one found.
     """
-    mpii, listed = layout.has_annotation_file(data), table.find(data)
+    try:
+        mpii, listed = layout.has_annotation_file(data), table.find(data)
+    except PermissionError as error:
+        raise UserError(f"{error.filename}: {error.strerror}; expected a folder that can be read") from error
     if mpii and listed:
         raise UserError(
             f"{data} has two layouts: {listed.name} and MPII's {paths.MPII_ANNOTATIONS}; remove one of them"
@@ -51,14 +54,12 @@ def present(listed: pd.DataFrame, images: Path) -> pd.DataFrame:
         layout.refuse_linked_folder(folder)
     found = listed[[os.path.lexists(images / name) for name in listed["image"]]]
     if found.empty:
+        first = f", as {listed['image'].iloc[0]}" if len(listed) else ""
+        first += " (paths need / in place of \\)" if "\\" in first else ""
         raise UserError(
-            f"{images} contains none of the {len(listed)} images that are listed; expected e.g. {_example(listed)}"
+            f"{images} contains none of the {len(listed)} images that are listed{first}; expected paths below it"
         )
     return found.drop_duplicates("image").reset_index(drop=True)
-
-
-def _example(listed: pd.DataFrame) -> str:
-    return str(listed["image"].iloc[0]) if len(listed) else "at least one image in the list"
 
 
 def counts(listed: pd.DataFrame, kept: pd.DataFrame, skipped: int) -> dict[str, int]:
@@ -84,7 +85,7 @@ def counts(listed: pd.DataFrame, kept: pd.DataFrame, skipped: int) -> dict[str, 
 def main() -> None:
     data = Path(parameters.load().data)
     found = read(data)
-    print(f"annotate: {data}: {found.layout}")
+    print(printable(f"annotate: {data}: {found.layout}"))
     kept = present(found.table, layout.images_folder(data))
     if (file := data / groups.GROUPS).exists():
         kept, unknown = groups.merge(kept, file)
@@ -98,7 +99,7 @@ def main() -> None:
     )
     if found.skipped:
         kinds = ", ".join(f"{count} {kind}" for kind, count in found.skipped.most_common(SHOWN))
-        print(f"annotate: skipped {found.skipped.total()} files: {kinds}")
+        print(printable(f"annotate: skipped {found.skipped.total()} files: {kinds}"))
     if numbers["missing_images"]:
         print(f"annotate: warning: {numbers['missing_images']} listed images are missing: skipped")
 

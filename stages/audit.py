@@ -107,7 +107,8 @@ def main() -> None:
     if numbers["test_images_with_near_copies_in_training"]:
         print(
             f"{STAGE}: warning: {numbers['test_images_with_near_copies_in_training']} test images have a near-copy in train "
-            f"or validation; copy {paths.COPY_GROUPS} into the folder {values.data} to keep near-copies in one part"
+            f"or validation; add the rows of {paths.COPY_GROUPS} to groups.csv in {values.data}, or remove copies where the "
+            "data gives the parts"
         )
 
 

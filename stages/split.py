@@ -15,6 +15,7 @@ from stages.common.runtime.files import reading, write_csv, write_json, write_te
 from stages.common.runtime.lock import lock
 
 ATTEMPTS = 20
+MAX_ASSIGNED = 200_000  # groups in all attempts together: of many groups, few orders are as good
 
 Groups = list[Counter[str]]
 
@@ -41,7 +42,7 @@ def assign(groups: Groups, fractions: tuple[float, ...], seed: int) -> tuple[lis
     while True:
         best: tuple[float, list[int]] | None = None
         failures: Counter[str] = Counter()
-        for _ in range(ATTEMPTS):
+        for _ in range(max(2, min(ATTEMPTS, MAX_ASSIGNED // len(groups)))):
             parts = _attempt(groups, fractions, totals, few, generator)
             absent = _absent(groups, parts, len(fractions)) - few
             failures.update(absent)
@@ -141,8 +142,10 @@ def split(annotations: pd.DataFrame, target: str, parameters: parameters.Split) 
     if (found := labels[labelled].nunique()) < 2:
         names = f"one label only ({labels[labelled].iloc[0]!r})" if found else "no label at all"
         other = "activity" if target == "category" else "category"
+        more = annotations.loc[annotations["labelled"], other].nunique() > 1
         raise UserError(
-            f"target {target} has {names} in {paths.ANNOTATIONS}; expected two or more: try target={other} or more data"
+            f"target {target} has {names} in {paths.ANNOTATIONS}; expected two or more: "
+            + (f"set target to {other}" if more else "add images of other labels")
         )
     images, videos = annotations["image"], annotations["video"]
     keys = video_keys(images, videos) if parameters.group == "video" else images
@@ -163,10 +166,13 @@ def _check_given(part: pd.Series, keys: pd.Series, labels: pd.Series) -> None:
     if divided.any():
         key = divided.idxmax()
         parts = " and ".join(sorted(part[keys == key].unique(), key=PARTS.index))
-        raise UserError(f"the group {key!r} is in two given parts, {parts}; expected all of its images in one part")
+        raise UserError(
+            f"data gives two parts, {parts}, to the images of one group, {key!r}; expected all of them in one part: move or "
+            "remove some"
+        )
     if missing := sorted(set(labels) - set(labels[part == PARTS[0]])):
         raise UserError(
-            f"no image of label {missing[0]!r} is in the given part train; expected at least one, so that it can be learnt"
+            f"data gives no image of label {missing[0]!r} to the part train; expected at least one, so that it can be learnt"
         )
 
 
@@ -179,7 +185,7 @@ def _drawn(labels: pd.Series, keys: pd.Series, names: list[str], parameters: par
     shares = [getattr(parameters, name) for name in names]
     parts, few = assign(groups, (1 - sum(shares), *shares), parameters.seed)
     if len(few) == labels.nunique():
-        count, kind = len(names) + 1, f"{parameters.group}s"
+        count, kind = len(names) + 1, f"{parameters.group}s" if keys.duplicated().any() else "images"
         raise UserError(
             f"{len(groups)} {kind} with {len(labels)} labelled images of {len(few)} labels are too few: expected at least "
             f"one label in {count} {kind} or more, one each for {', '.join((PARTS[0], *names))}"
@@ -214,7 +220,8 @@ def main() -> None:
     write_text(paths.IMAGE_LIST, "".join(f"{name}\n" for name in names))
     numbers = counts(table, few)
     write_json(paths.SPLIT_METRICS, numbers)
-    given = sorted(set(annotations["part"]) - {""}, key=PARTS.index)
+    used = table["part"] != UNLABELLED
+    given = sorted(set(annotations.loc[used, "part"]) - {""}, key=PARTS.index)
     if given:
         rest = [part for part in PARTS[1:] if part not in given]
         drawn = (
@@ -231,7 +238,9 @@ def main() -> None:
         print(
             f"split: warning: {which} video or group; each counts as one of its own: the stage audit looks for near-copies"
         )
-    if few:
+    if few and given:
+        print(f"split: warning: no validation or test image has the label: {'; '.join(few)}")
+    elif few:
         kind = "images" if without == labelled else f"{values.split.group}s"
         print(f"split: warning: in too few {kind} for every part, so in train only: {'; '.join(few)}")
 

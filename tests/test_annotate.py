@@ -39,7 +39,7 @@ def rows(table: pd.DataFrame, *columns: str) -> list[tuple[object, ...]]:
 def test_a_folder_for_each_label(tmp_path: Path) -> None:
     touch(tmp_path, "rugby/1.jpg", "rugby/day 2/2.JPG", "table tennis/3.png", "unlabelled/4.webp")
     found = annotate.read(tmp_path)
-    assert found.layout == "a folder for each label"
+    assert found.layout == ("a folder for each label; folders below are no labels, as rugby/1.jpg is directly in one")
     assert rows(found.table, "image", "category", "activity", "labelled") == [
         ("rugby/1.jpg", "rugby", "rugby", True),
         ("rugby/day 2/2.JPG", "rugby", "rugby", True),
@@ -95,6 +95,8 @@ def test_what_is_no_image_is_skipped_and_counted(tmp_path: Path) -> None:
     [
         ([], "no image in a label's folder; expected a folder of photographs for each label, or labels.csv, or MPII's"),
         (["1.jpg", "2.jpg"], "no image in a label's folder"),
+        (["a/1.jpg", " /2.jpg"], "the folder of  /2.jpg has a blank name"),
+        (["val/a/1.jpg", "test/b/2.jpg"], "has the parts test, val and no folder train"),
         (["Dog/1.jpg", "dog/2.jpg"], r"the labels 'Dog' and 'dog' differ in spelling only"),
         (["dog/1.jpg", "dog /2.jpg"], r"the labels 'dog' and 'dog ' differ in spelling only"),
         (["caf\u00e9/1.jpg", "cafe\u0301/2.jpg"], "differ in spelling only"),
@@ -137,6 +139,7 @@ def test_a_table_with_category_and_activity_under_another_name(tmp_path: Path) -
     touch(tmp_path, "notes.csv")  # has other columns
     assert rows(annotate.read(tmp_path).table, "category", "activity") == [("sports", "tennis, hitting balls")]
     csv(tmp_path, "image,label\n").rename(tmp_path / "other.csv")
+    (tmp_path / "folder.csv").mkdir()
     with pytest.raises(UserError, match=r"several tables \(mine.csv, other.csv\); rename the one to use to labels.csv"):
         annotate.read(tmp_path)
 
@@ -144,9 +147,14 @@ def test_a_table_with_category_and_activity_under_another_name(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "the columns are ; expected image, label"),
+        ("", "the first line is empty; expected the names of columns"),
+        ("\nimage,label\n1.jpg,a\n", "the first line is empty"),
+        ("image,label\n", "no row below the header"),
         ("file,label\n1.jpg,a\n", "the columns are file, label; expected image, label"),
-        ("image,label,category\n1.jpg,a,b\n", "the columns are image, label, category; expected"),
+        (
+            "image,label,category\n1.jpg,a,b\n",
+            "the columns are image, label, category; expected .*, not both label and category",
+        ),
         ("image,label,label\n1.jpg,a,b\n", "expected each name once"),
         ("image,label\n1.jpg,a,b\n", "line 2 has 3 cells; expected 2: image, label"),
         ('image,label\n1.jpg,"a\n', "save it again as CSV"),
@@ -157,7 +165,7 @@ def test_a_table_with_category_and_activity_under_another_name(tmp_path: Path) -
         ("image,label\n1.jpg,a\n\n1.jpg,b\n", "lines 2 and 4 say different things of image 1.jpg"),
         (
             "image,label,part\n1.jpg,a,dev\n",
-            "the part of line 2 is 'dev'; expected train, validation, val, valid, test",
+            "the part of line 2 is 'dev'; expected train, training, validation, val, valid, test, testing",
         ),
         ("image,label,part\n1.jpg,a,train\n2.jpg,b,\n", "line 3 has a label and no part"),
         ("image,label\n1.jpg,a\x07\n", "column label has 'a\\\\x07'; expected text without control characters"),
@@ -174,10 +182,20 @@ def test_a_table_in_another_encoding_is_one_error(tmp_path: Path) -> None:
     csv(tmp_path, "image,label\n1.jpg,d\u00e9j\u00e0 vu\n", "latin-1")
     with pytest.raises(UserError, match="labels.csv: not UTF-8 .*; save it again as CSV in UTF-8"):
         annotate.read(tmp_path)
-    (tmp_path / "labels.csv").unlink()
-    (tmp_path / "labels.csv").mkdir()
-    with pytest.raises(UserError, match="labels.csv: not a file"):
+
+
+def test_excels_forms_of_a_table_are_read(tmp_path: Path) -> None:
+    csv(tmp_path, "sep=;\r\nimage;label;;\r\n1.jpg;a;;\r\n;;;\r\n2.jpg;b;;\r\n").rename(tmp_path / "LABELS.CSV")
+    assert rows(annotate.read(tmp_path).table, "image", "category") == [("1.jpg", "a"), ("2.jpg", "b")]
+
+
+def test_a_stray_table_beside_folders_of_labels_is_one_error(tmp_path: Path) -> None:
+    touch(tmp_path, "rugby/1.jpg", "ski/2.jpg")
+    csv(tmp_path, "image,label\nrugby/1.jpg,a\n").rename(tmp_path / "notes.csv")
+    with pytest.raises(UserError, match=r"two layouts: notes.csv, and images in folders \(rugby, ski\); rename"):
         annotate.read(tmp_path)
+    (tmp_path / "notes.csv").rename(tmp_path / "labels.csv")
+    assert annotate.read(tmp_path).skipped == {"images not in labels.csv": 1}
 
 
 def test_two_layouts_at_once_are_one_error(tmp_path: Path) -> None:
@@ -233,10 +251,10 @@ def test_a_group_in_two_given_parts_and_a_label_without_train_images_are_one_err
     lines = ["1.jpg,a,p1,train", "2.jpg,b,p2,train", "3.jpg,a,p3,test", "4.jpg,b,p2,test"]
     names = [line.split(",")[0] for line in lines]
     csv(touch(workspace / "mine", *names), "\n".join(["image,label,group,part", *lines]))
-    with pytest.raises(UserError, match="the group 'p2' is in two given parts, train and test"):
+    with pytest.raises(UserError, match="data gives two parts, train and test, to the images of one group, 'p2'"):
         run(workspace / "mine", capsys)
     csv(workspace / "mine", "\n".join(["image,label,part", "1.jpg,a,train", "2.jpg,b,test", "3.jpg,a,test"]))
-    with pytest.raises(UserError, match="no image of label 'b' is in the given part train"):
+    with pytest.raises(UserError, match="data gives no image of label 'b' to the part train"):
         run(workspace / "mine", capsys)
 
 
@@ -268,6 +286,7 @@ def test_groups_csv_keeps_the_other_frames_of_a_joined_video(tmp_path: Path) -> 
     ("text", "message"),
     [
         ("image,video\n1,2\n", "the columns are image, video; expected image and group"),
+        ("image,group\na.jpg,Anna\nb.jpg,anna\n", "the groups 'Anna' and 'anna' differ in spelling only"),
         ("image,group\nother.jpg,1\n", "groups.csv names none of the 1 images; expected names as in a.jpg"),
     ],
 )
@@ -275,6 +294,14 @@ def test_groups_that_fit_nothing_are_one_error(tmp_path: Path, text: str, messag
     (tmp_path / "groups.csv").write_text(text)
     with pytest.raises(UserError, match=message):
         groups.merge(pd.DataFrame({"image": ["a.jpg"], "video": [""]}), tmp_path / "groups.csv")
+
+
+def test_groups_csv_without_rows_changes_nothing_and_names_are_read_as_in_a_table(tmp_path: Path) -> None:
+    table = pd.DataFrame({"image": ["a/1.jpg", "b/2.jpg"], "video": ["", ""]})
+    (tmp_path / "groups.csv").write_text("image,group\n")
+    assert groups.merge(table, tmp_path / "groups.csv")[0].equals(table)
+    (tmp_path / "groups.csv").write_text("image,group\n./a/1.jpg, x \n b/2.jpg, x \n")
+    assert groups.merge(table, tmp_path / "groups.csv")[0]["video"].nunique() == 1
 
 
 def test_groups_csv_alone_is_no_table(tmp_path: Path) -> None:

@@ -132,7 +132,9 @@ def test_copies_in_two_parts_and_with_two_labels_are_counted_and_groups_csv_keep
     across = parts[table["image_1"]].to_numpy() != parts[table["image_2"]].to_numpy()
     assert metrics["near_copies_across_parts"] == across.sum() > 5
     assert list(across) == sorted(across, reverse=True)  # those in two parts come first
-    assert "test images have a near-copy in train or validation; copy data/groups.csv into the folder" in shown
+    assert (
+        "test images have a near-copy in train or validation; add the rows of data/groups.csv to groups.csv in" in shown
+    )
     page = paths.DATA_PAGE.read_text(encoding="utf-8")
     assert "40 pairs of images are near-copies by content" in page
     assert page.count('<ul class="pairs">') == 1
@@ -182,6 +184,18 @@ def test_the_weight_of_the_leak_is_the_score_without_copied_test_images(workspac
     write_csv(paths.NEAR_COPIES, pairs)
     evaluate.main()
     assert read_json(paths.EVALUATION)["macro_f1_without_near_copies"] is None
+
+
+def test_equal_images_leak_whichever_is_the_first() -> None:
+    images = small([photograph(1)])[[0] * 10]
+    pairs = near_copies.find(images, lambda _: None)
+    parts = np.array(["test"] * 5 + ["train"] * 5)
+    for place in (1, 2):
+        rows = pairs["first" if place == 1 else "second"]
+        pairs[f"image_{place}"], pairs[f"part_{place}"] = rows.astype(str), parts[rows]
+    assert images_copied(pairs) == set("01234")
+    assert images_copied(pairs.assign(part_1="test", part_2="test")) == set()
+    assert images_copied(pairs.head(0)) == set()
 
 
 def test_a_planted_wrong_label_comes_first() -> None:

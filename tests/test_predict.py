@@ -87,8 +87,10 @@ def test_nothing_to_label_is_one_error(photos: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(UserError, match="photos/empty: no image found; expected files ending in .bmp"):
         run(monkeypatch, "photos/empty")
     with pytest.raises(UserError, match="none of the images could be decoded"):
-        run(monkeypatch, "photos/3.jpg", "photos/absent.jpg", "--csv", "out.csv")
+        run(monkeypatch, "photos/3.jpg", "--csv", "out.csv")
     assert not Path("out.csv").exists()
+    with pytest.raises(UserError, match=r"photos/absent.jpg: no such file or folder"):
+        run(monkeypatch, "photos/absent.jpg")
 
 
 def test_images_are_found_in_folders_and_files_are_taken_as_they_are(photos: Path) -> None:
@@ -224,6 +226,15 @@ def test_many_images_are_summarised_and_the_table_has_each(
     assert "--csv OUT" not in captured.err
     run(monkeypatch, "photos")
     assert "for the label of each image: --csv OUT" in capsys.readouterr().err
+
+
+def test_a_label_may_be_called_prediction(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, _ = load(paths.model_file("scratch"))
+    save(model, Path("odd.keras"), ["prediction", "image", "probability", "d", "e", "f"])
+    run(monkeypatch, "photos", "--model", "odd.keras")
+    assert "2 images labelled, 1 skipped" in capsys.readouterr().err
 
 
 def test_top_says_how_many_labels_are_printed(

@@ -122,10 +122,10 @@ def test_counts_name_what_could_not_be_split() -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([("a", 1), ("a", 2)], r"one label only \('a'\).*target=activity"),
+        ([("a", 1), ("a", 2)], r"one label only \('a'\).*; expected two or more: add images of other labels"),
         ([("", 1)], "no label at all"),
         ([], "no label at all"),
-        ([("a", 1), ("b", 2), ("c", 3)], "3 videos with 3 labelled images of 3 labels are too few"),
+        ([("a", 1), ("b", 2), ("c", 3)], "3 images with 3 labelled images of 3 labels are too few"),
     ],
 )
 def test_too_little_to_split_is_one_error(rows: list[tuple[str, int | None]], message: str) -> None:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from stages.common.annotations.groups import GROUPS
 from stages.common.annotations.labels import PARTS, check_spelling, label
 from stages.common.images import layout
 from stages.common.runtime.errors import UserError
@@ -47,6 +48,8 @@ def read(data: Path) -> Found:
     if not labelled:
         raise UserError(f"{data} has no image in a label's folder; {layout.EXPECTED}")
     two = all(len(folders) > 1 for folders in labelled.values())
+    if blank := [path for path, folders in labelled.items() if not all(map(label, folders[: 1 + two]))]:
+        raise UserError(f"{data}: the folder of {blank[0]} has a blank name; expected a label: rename it")
     for level in range(1 + two):
         check_spelling(str(data), {folders[level] for folders in labelled.values()})
     rows = []
@@ -57,9 +60,11 @@ def read(data: Path) -> Found:
             rows.append((str(path), category, activity, "", 0, path in labelled, parts.get(path.parts[0], "")))
     table = pd.DataFrame(rows, columns=list(layout.COLUMNS))
     kinds = "category/activity" if two else "label"
-    return Found(
-        table, skipped, "folders", f"a folder for each {kinds}{', in folders for given parts' if parts else ''}"
-    )
+    shown = f"a folder for each {kinds}{', in folders for given parts' if parts else ''}"
+    if not two and any(len(folders) > 1 for folders in labelled.values()):
+        direct = next(path for path, folders in labelled.items() if len(folders) == 1)
+        shown += f"; folders below are no labels, as {direct} is directly in one"
+    return Found(table, skipped, "folders", shown)
 
 
 def _scan(data: Path) -> tuple[list[PurePosixPath], Counter[str]]:
@@ -73,12 +78,14 @@ def _scan(data: Path) -> tuple[list[PurePosixPath], Counter[str]]:
     for folder, folders, files in os.walk(data, onerror=fail):
         for name in folders:
             layout.refuse_linked_folder(Path(folder, name))
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+        folders[:] = sorted(name for name in folders if not layout.is_hidden(name))
         below = PurePosixPath(Path(folder).relative_to(data))
         for name in sorted(files):
             path = below / name
-            if name.startswith(".") or path.suffix.lower() not in layout.SUFFIXES:
-                skipped["hidden" if name.startswith(".") else path.suffix.lower() or "without suffix"] += 1
+            if str(path) == GROUPS:
+                continue
+            if layout.is_hidden(name) or path.suffix.lower() not in layout.SUFFIXES:
+                skipped["hidden" if layout.is_hidden(name) else path.suffix.lower() or "without suffix"] += 1
             elif layout.has_control_characters(str(path)):
                 raise UserError(f"{data}: the name {str(path)!r} has control characters or is not UTF-8: rename it")
             else:
@@ -90,8 +97,12 @@ def _given_parts(data: Path, folders: set[str]) -> dict[str, str]:
     """The part of each first folder; nothing if those are labels."""
     parts = {name: PARTS[name.lower()] for name in folders if name.lower() in PARTS}
     others = sorted(name for name in folders - parts.keys() if name.lower() not in UNLABELLED)
-    if "train" not in parts.values() or (others and len(set(parts.values())) == 1):
+    if not parts or (others and ("train" not in parts.values() or len(set(parts.values())) == 1)):
         return {}
+    if "train" not in parts.values():
+        raise UserError(
+            f"{data} has the parts {', '.join(sorted(parts))} and no folder train; expected one, with labels in it"
+        )
     if others:
         raise UserError(
             f"{data} has folders of parts ({', '.join(sorted(parts))}) beside {others[0]!r}; expected either parts with "

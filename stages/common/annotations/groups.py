@@ -7,6 +7,7 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from stages.common.annotations.labels import check_spelling, image_name, label
 from stages.common.annotations.text import read_csv
 from stages.common.dataset.splits import video_keys
 from stages.common.runtime.errors import UserError
@@ -31,10 +32,14 @@ def merge(table: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, int]:
     listed = read_csv(path)
     if not set(COLUMNS) <= set(listed.columns):
         raise UserError(f"{path}: the columns are {', '.join(listed.columns)}; expected {' and '.join(COLUMNS)}")
+    check_spelling(str(path), listed["group"].unique(), "groups")
+    listed = pd.DataFrame({"image": listed["image"].map(image_name), "group": listed["group"].map(label)})
     listed = listed[(listed["group"] != "") & (listed["image"] != "")]
+    if listed.empty:
+        return table, 0
     rows = pd.Series(np.arange(len(table)), index=table["image"]).reindex(listed["image"])
     known = rows.notna().to_numpy()
-    if len(listed) and not known.any():
+    if not known.any():
         raise UserError(f"{path} names none of the {len(table)} images; expected names as in {table['image'].iloc[0]}")
     keys, _ = pd.factorize(video_keys(table["image"], table["video"]))
     groups, names = pd.factorize(listed.loc[known, "group"])

@@ -1,13 +1,12 @@
 """A table of images and labels: labels.csv, or the one other .csv file with these columns, in a data set's folder."""
 
-import os
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from stages.common.annotations.groups import GROUPS
-from stages.common.annotations.labels import PARTS, check_spelling, label
+from stages.common.annotations.labels import PARTS, check_spelling, image_name, label
 from stages.common.annotations.text import header, read_csv
 from stages.common.images import layout
 from stages.common.runtime.errors import UserError
@@ -22,9 +21,15 @@ def find(data: Path) -> Path | None:
     Raises:
         UserError: several tables, and none of them is labels.csv.
     """
-    if (path := data / NAME).exists():
-        return path
-    found = [path for path in sorted(data.glob("*.csv")) if path.name != GROUPS and _is_table(path)]
+    tables = [path for path in sorted(data.iterdir()) if path.suffix.lower() == ".csv" and path.is_file()]
+    if named := [path for path in tables if path.name.lower() == NAME]:
+        return named[0]
+    found = [path for path in tables if path.name != GROUPS and _is_table(path)]
+    if found and len(places := layout.image_folders(data)) > 1:
+        raise UserError(
+            f"{data} has two layouts: {found[0].name}, and images in folders ({', '.join(places[:3])}); rename the table to "
+            f"{NAME} to use it, or remove it"
+        )
     if len(found) > 1:
         raise UserError(
             f"{data} has several tables ({', '.join(path.name for path in found)}); rename the one to use to {NAME}"
@@ -51,9 +56,14 @@ def read(path: Path) -> pd.DataFrame:
     table = read_csv(path)
     kinds = [name for name in ("label", "category", "activity") if name in table]
     if "image" not in table or not kinds or ("label" in kinds and len(kinds) > 1):
-        raise UserError(f"{path}: the columns are {', '.join(table.columns)}; expected {COLUMNS}")
+        both = ", not both label and " + kinds[1] if len(kinds) > 1 and "image" in table else ""
+        raise UserError(f"{path}: the columns are {', '.join(table.columns)}; expected {COLUMNS}{both}")
+    if table.empty:
+        raise UserError(f"{path}: no row below the header; expected one for each image")
     for kind in kinds:
         check_spelling(str(path), table[kind].unique())
+    if "group" in table:
+        check_spelling(str(path), table["group"].unique(), "groups")
     result = pd.DataFrame(
         {"image": [_image(text, line, path) for line, text in table["image"].items()]}, index=table.index
     )
@@ -69,17 +79,11 @@ def read(path: Path) -> pd.DataFrame:
 
 def unnamed(data: Path, named: set[str]) -> int:
     """The number of images below `data` that a table does not name."""
-    found = (
-        PurePosixPath(Path(folder, name).relative_to(data))
-        for folder, _, files in os.walk(data)
-        for name in files
-        if not name.startswith(".")
-    )
-    return sum(path.suffix.lower() in layout.SUFFIXES and str(path) not in named for path in found)
+    return sum(str(path) not in named for path in layout.image_files(data))
 
 
 def _image(text: str, line: Any, path: Path) -> str:
-    name = str(PurePosixPath(text.strip())) if text.strip() else ""
+    name = image_name(text)
     if not layout.is_inside(name):
         raise UserError(
             f"{path}: the image of line {line} is {text!r}; expected a path below {path.parent}, as dog/1.jpg is"

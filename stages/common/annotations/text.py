@@ -9,6 +9,7 @@ from stages.common.images import layout
 from stages.common.runtime.errors import UserError
 
 ENCODING = "utf-8-sig"  # UTF-8; a byte order mark, if there is one, is skipped
+MAX_LINE = 10_000  # characters of the header: a file of another kind may have no line breaks
 SEPARATORS = (",", ";", "\t")
 
 
@@ -18,12 +19,19 @@ def header(path: Path) -> list[str]:
     Raises:
         UserError: it can't be read.
     """
+    return _header(path)[0]
+
+
+def _header(path: Path) -> tuple[list[str], int]:
+    """The names of the columns, and how many lines are before them: Excel may write one such as sep=;."""
     try:
         with path.open(encoding=ENCODING, errors="replace", newline="") as file:
-            line = file.readline(10_000)
+            line = file.readline(MAX_LINE)
+            skip = int(line.lower().startswith("sep="))
+            line = file.readline(MAX_LINE) if skip else line
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; expected a CSV file") from error
-    return _names(next(csv.reader([line], delimiter=_separator(line)), []))
+    return _names(next(csv.reader([line], delimiter=_separator(line)), [])), skip
 
 
 def _separator(line: str) -> str:
@@ -42,29 +50,33 @@ def read_csv(path: Path) -> pd.DataFrame:
     """
     if not path.is_file():
         raise UserError(f"{path}: not a file; expected a CSV file")
-    columns = header(path)
-    if len(set(columns)) < len(columns):
-        raise UserError(f"{path}: the columns are {', '.join(columns)}; expected each name once")
+    columns, skip = _header(path)
+    if not any(columns):
+        raise UserError(f"{path}: the first line is empty; expected the names of columns")
+    named = [name for name in columns if name]
+    if len(set(named)) < len(named):
+        raise UserError(f"{path}: the columns are {', '.join(named)}; expected each name once")
     rows: dict[int, list[str]] = {}
     try:
         with path.open(encoding=ENCODING, newline="") as file:
-            separator = _separator(file.readline())
+            lines = [file.readline() for _ in range(skip + 1)]
             file.seek(0)
-            reader = csv.reader(file, delimiter=separator, strict=True)
+            reader = csv.reader(file, delimiter=_separator(lines[-1]), strict=True)
             for cells in reader:
-                if cells and len(cells) != len(columns):
+                if reader.line_num <= skip + 1 or not any(cells):
+                    continue
+                if len(cells) != len(columns):
                     raise UserError(
-                        f"{path}: line {reader.line_num} has {len(cells)} cells; expected {len(columns)}: {', '.join(columns)}"
+                        f"{path}: line {reader.line_num} has {len(cells)} cells; expected {len(columns)}: {', '.join(named)}"
                     )
-                if cells and reader.line_num > 1:
-                    rows[reader.line_num] = cells
+                rows[reader.line_num] = cells
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 ({error}); save it again as CSV in UTF-8") from error
     except csv.Error as error:
         raise UserError(f"{path}: line {reader.line_num}: {error}; save it again as CSV") from error
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; expected a CSV file") from error
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=columns, dtype=str)
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=columns, dtype=str)[named]
     for column in table:
         if bad := [text for text in table[column].unique() if layout.has_control_characters(text)]:
             raise UserError(f"{path}: column {column} has {bad[0]!r}; expected text without control characters")

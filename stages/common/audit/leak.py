@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from stages.common.audit.near_copies import groups
 from stages.common.runtime.files import reading
 
 # Columns of names in the table of near-copies, for both images of a pair.
@@ -21,13 +22,18 @@ def read_pairs(path: Path) -> pd.DataFrame:
 
 
 def test_images_copied(pairs: pd.DataFrame) -> set[str]:
-    """The test images that have a near-copy in train or validation: a refit trains on both.
+    """The test images that have a near-copy in train or validation, itself or through other near-copies.
+
+    Equal images are paired with the first of them alone, so direct pairs are not enough. Validation counts because a refit
+    trains on it.
 
     Args:
         pairs: with the columns image and part of both images, image_1, image_2, part_1, part_2.
     """
-    found: set[str] = set()
-    for one, two in ((1, 2), (2, 1)):
-        leaked = (pairs[f"part_{one}"] == "test") & (pairs[f"part_{two}"] != "test")
-        found |= set(pairs.loc[leaked, f"image_{one}"])
-    return found
+    columns = [pairs[[f"image_{one}", f"part_{one}"]].set_axis(["image", "part"], axis=1) for one in (1, 2)]
+    both = pd.concat(columns, ignore_index=True)
+    numbers, _ = pd.factorize(both["image"])
+    edges = pd.DataFrame({"first": numbers[: len(pairs)], "second": numbers[len(pairs) :]})
+    group = pd.Series(groups(edges, len(both))[numbers])
+    leaked = (both["part"] != "test").groupby(group).transform("any")
+    return set(both.loc[leaked & (both["part"] == "test"), "image"])

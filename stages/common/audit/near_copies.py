@@ -21,7 +21,7 @@ SIDE = 32  # of the small grey images, in pixels
 SHORT = 6  # side of the image behind the descriptor
 CROP = 0.08
 CANDIDATE = 0.62  # smallest similarity
-MAX_CANDIDATES = 50  # of an image: those most alike
+MAX_CANDIDATES = 20  # of an image: those most alike
 
 # Grey levels from which a gradient counts as strong, whatever its size: else two images with one horizon each are alike.
 STRONG = 10
@@ -128,19 +128,24 @@ def _candidates(images: np.ndarray, advance: Callable[[int], object]) -> dict[bo
         for mirrored, descriptors in whole.items():
             similar = descriptors[start : start + BLOCK] @ inner
             np.fill_diagonal(similar[:, start:], 0)  # an image and itself
-            rows, columns = np.divmod(np.flatnonzero(similar > CANDIDATE), len(images))
-            kept = _most_alike(rows, similar[rows, columns])
-            pairs = np.stack([rows[kept] + start, columns[kept]], 1)
-            found[mirrored].append(np.sort(pairs, 1))
+            places = np.flatnonzero(similar > CANDIDATE)
+            if len(places) > MAX_CANDIDATES:
+                places = _most_alike(similar, places)
+            rows, columns = np.divmod(places, len(images))
+            found[mirrored].append(np.sort(np.stack([rows + start, columns], 1), 1))
         advance(len(similar))
     return {mirrored: np.unique(np.concatenate(pairs), axis=0) for mirrored, pairs in found.items()}
 
 
-def _most_alike(rows: np.ndarray, similarities: np.ndarray) -> np.ndarray:
-    """The places of at most `MAX_CANDIDATES` of each row."""
-    order = np.lexsort((-similarities, rows))
-    place = np.arange(len(rows)) - np.searchsorted(rows[order], rows[order])
-    return order[place < MAX_CANDIDATES]
+def _most_alike(similar: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Of `places` in the flat matrix `similar` at most `MAX_CANDIDATES` of each row, those most alike."""
+    rows = places // similar.shape[1]
+    many = np.flatnonzero(np.bincount(rows, minlength=len(similar)) > MAX_CANDIDATES)
+    if not len(many):
+        return places
+    best = np.argpartition(similar[many], -MAX_CANDIDATES, axis=1)[:, -MAX_CANDIDATES:]
+    others = places[~np.isin(rows, many)]
+    return np.sort(np.concatenate([others, (many[:, None] * similar.shape[1] + best).ravel()]))
 
 
 def _aligned(images: np.ndarray, whole: np.ndarray, rows: np.ndarray, others: np.ndarray, step: Step) -> np.ndarray:

@@ -44,7 +44,7 @@ def suspicious_labels(predictions: pd.DataFrame) -> pd.DataFrame:
             "suggested": np.array(labels, object)[suggested],
             "probability_of_label": own,
             "probability_of_suggested": probabilities[rows, suggested],
-            "quality": own / own.groupby(place).transform("mean"),
+            "quality": (own / own.groupby(place).transform("mean")).fillna(0.0),  # never probable at all
         },
         columns=COLUMNS,
     )

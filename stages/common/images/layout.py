@@ -57,6 +57,28 @@ def images_folder(data: Path) -> Path:
     )
 
 
+def image_files(data: Path) -> Iterator[PurePosixPath]:
+    """The paths below `data` that have the suffix of an image, those in hidden folders apart."""
+    for folder, folders, files in walk(data):
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        below = PurePosixPath(Path(folder).relative_to(data))
+        yield from (
+            below / name
+            for name in sorted(files)
+            if not is_hidden(name) and PurePosixPath(name).suffix.lower() in SUFFIXES
+        )
+
+
+def image_folders(data: Path) -> list[str]:
+    """The first folders below `data` with images in them, sorted."""
+    return sorted({path.parts[0] for path in image_files(data) if len(path.parts) > 1})
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is hidden, or one of thumbnails that systems make: macOS's and Synology's."""
+    return name.startswith((".", "__MACOSX", "@eaDir"))
+
+
 def refuse_linked_folder(path: Path) -> None:
     """Raise a `UserError` if `path` is a link to a folder: DVC does not notice changes of files behind it."""
     if path.is_symlink() and path.is_dir():
