@@ -22,6 +22,7 @@ from stages.common.runtime.files import read_json, write_csv, write_json, write_
 from stages.common.runtime.lock import lock
 from stages.common.runtime.parameters import Parameters
 from stages.common.runtime.progress import progress
+from stages.common.runtime.workers import available_cores
 
 STAGE = "audit"
 SIDES = ("_1", "_2")  # the two images of a pair
@@ -81,8 +82,10 @@ def _sizes(names: list[str], folder: Path) -> np.ndarray:
                 f"{folder / name}: can't be read any more ({short(error)}); it was decoded before: run dvc repro again"
             ) from error
 
-    with ThreadPoolExecutor() as pool:
-        return np.array(list(pool.map(size, names)))
+    parts = [names[start : start + 256] for start in range(0, len(names), 256)]
+    with ThreadPoolExecutor(available_cores()) as pool:
+        found = list(pool.map(lambda part: [size(name) for name in part], parts))
+    return np.array([each for part in found for each in part])
 
 
 @lock(STAGE)

@@ -15,6 +15,8 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from stages.common.runtime.workers import available_cores
+
 SIDE = 32  # of the small grey images, in pixels
 
 # Candidates: the whole image against all others without their edges, as a copy may be cropped.
@@ -26,7 +28,7 @@ MAX_CANDIDATES = 20  # of an image: those most alike
 # Grey levels from which a gradient counts as strong, whatever its size: else two images with one horizon each are alike.
 STRONG = 10
 
-BLOCK = 256  # images at once
+BLOCK = 128  # images at once
 
 
 class Step(NamedTuple):
@@ -60,11 +62,12 @@ def thumbnails(
     def fill(start: int) -> int:
         part = names[start : start + 64]
         for row, pixels in zip(small[start:], read(part), strict=False):
-            image = Image.fromarray(pixels).convert("L")
-            row[:] = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX))
+            # With the gap, first by whole factors: two thirds of the time.
+            image = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BOX, reducing_gap=1.0)
+            row[:] = np.asarray(image.convert("L"))
         return len(part)
 
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(available_cores()) as pool:  # more threads only wait for each other
         for count in pool.map(fill, range(0, len(names), 64)):
             advance(count)
     return small
