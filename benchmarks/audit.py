@@ -159,7 +159,7 @@ def _cost(pixels: np.ndarray, work: Path) -> list[dict[str, Any]]:
     set_parameters(work / paths.PARAMETERS, {"data": "photographs"})
     # Not getrusage: it counts what the benchmark itself had in memory when it started the process.
     code = "import runpy, pathlib; runpy.run_module('stages.audit', run_name='__main__'); print(pathlib.Path('/proc/self/status').read_text())"
-    start = time.perf_counter()
+    began = time.perf_counter()
     ended = subprocess.run(
         [sys.executable, "-c", code],
         cwd=work,
@@ -168,7 +168,7 @@ def _cost(pixels: np.ndarray, work: Path) -> list[dict[str, Any]]:
         text=True,
         check=True,
     )
-    seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - began
     memory = int(next(line for line in ended.stdout.splitlines() if line.startswith("VmHWM")).split()[1]) / 1000
     return [
         {"what": f"seconds for {MANY:,} images", "value": seconds, "target": "<= 10"},

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stages.common.audit import near_copies
-from stages.common.audit.leak import test_images_copied
+from stages.common.audit import leak, near_copies
 from stages.common.dataset.chunks import Rows
 from stages.common.dataset.splits import UNLABELLED, read_split, video_keys
 from stages.common.images import layout
@@ -52,7 +51,7 @@ def groups_of(pairs: pd.DataFrame, images: pd.Series) -> pd.DataFrame:
     """The images that have near-copies: image, and a group, which has the name of its first image."""
     places = pd.Series(np.arange(len(images)), index=images)
     edges = pd.DataFrame({"first": places[pairs["image_1"]].to_numpy(), "second": places[pairs["image_2"]].to_numpy()})
-    group = near_copies.groups(edges, len(images))
+    group = leak.groups(edges, len(images))
     having = np.flatnonzero(group >= 0)
     names = "copies of " + images.iloc[group[having]].to_numpy(dtype=object)
     return pd.DataFrame({"image": images.iloc[having].to_numpy(), "group": names})
@@ -67,7 +66,7 @@ def counts(pairs: pd.DataFrame, images: int) -> dict[str, int]:
         "images_with_near_copies": len({*pairs["image_1"], *pairs["image_2"]}),
         "near_copies_across_parts": len(across),
         "near_copies_across_labels": int((pairs["label_1"] != pairs["label_2"]).sum()),
-        "test_images_with_near_copies_in_training": len(test_images_copied(pairs)),
+        "test_images_with_near_copies_in_training": len(leak.test_images_copied(pairs)),
     }
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
 from stages import annotate, audit, chunked_resize, evaluate, sample, split
-from stages.common.audit import near_copies
+from stages.common.audit import leak, near_copies
 from stages.common.audit.leak import test_images_copied as images_copied
 from stages.common.evaluation.label_issues import suspicious_labels
 from stages.common.evaluation.predictions import OF
@@ -82,7 +82,7 @@ def test_a_thousand_equal_images_are_pairs_with_the_first_one() -> None:
     pairs = near_copies.find(images, lambda _: None)
     assert len(pairs) == 999
     assert set(pairs["first"]) == {0}
-    groups = near_copies.groups(pairs, len(images))
+    groups = leak.groups(pairs, len(images))
     assert groups[1] == -1
     assert set(np.delete(groups, 1)) == {0}
 
@@ -91,7 +91,7 @@ def test_a_thousand_equal_images_are_pairs_with_the_first_one() -> None:
 @given(st.lists(st.tuples(st.integers(0, 19), st.integers(0, 19)), max_size=30))
 def test_groups_are_what_is_connected(edges: list[tuple[int, int]]) -> None:
     edges = [(min(pair), max(pair)) for pair in edges if pair[0] != pair[1]]
-    found = near_copies.groups(pd.DataFrame(edges, columns=["first", "second"], dtype=int), 20)
+    found = leak.groups(pd.DataFrame(edges, columns=["first", "second"], dtype=int), 20)
     connected = {number: {number} for number in range(20)}
     for one, two in edges:
         union = connected[one] | connected[two]

@@ -1,10 +1,12 @@
-"""The test images that a model has nearly seen."""
+"""What follows from near-copies: their groups, and the test images that a model has nearly seen."""
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
-from stages.common.audit.near_copies import groups
 from stages.common.runtime.files import reading
 
 # Columns of names in the table of near-copies, for both images of a pair.
@@ -19,6 +21,14 @@ def read_pairs(path: Path) -> pd.DataFrame:
     """
     with reading(path):
         return pd.read_csv(path, keep_default_na=False, dtype=dict.fromkeys(TEXTS, str))
+
+
+def groups(pairs: pd.DataFrame, images: int) -> np.ndarray:
+    """The first image of the group of near-copies in which each image is, (images,) int; -1 for those without near-copies."""
+    edges = coo_array((np.ones(len(pairs), bool), (pairs["first"], pairs["second"])), shape=(images, images))
+    _, component = connected_components(edges, directed=False)
+    _, first, inverse, count = np.unique(component, return_index=True, return_inverse=True, return_counts=True)
+    return np.where(count[inverse] > 1, first[inverse], -1)
 
 
 def test_images_copied(pairs: pd.DataFrame) -> set[str]:

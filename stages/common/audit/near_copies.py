@@ -12,8 +12,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from PIL import Image
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from stages.common.runtime.workers import available_cores
 
@@ -96,14 +94,6 @@ def find(small: np.ndarray, advance: Callable[[int], object]) -> pd.DataFrame:
     # A symmetric image is also its own mirror image: the pair is named once, as that which is more alike.
     table = table.sort_values(["first", "second", "similarity", "mirrored"], ascending=[True, True, False, True])
     return table.drop_duplicates(["first", "second"]).reset_index(drop=True)
-
-
-def groups(pairs: pd.DataFrame, images: int) -> np.ndarray:
-    """The first image of the group of near-copies in which each image is, (images,) int; -1 for those without near-copies."""
-    edges = coo_array((np.ones(len(pairs), bool), (pairs["first"], pairs["second"])), shape=(images, images))
-    _, component = connected_components(edges, directed=False)
-    _, first, inverse, count = np.unique(component, return_index=True, return_inverse=True, return_counts=True)
-    return np.where(count[inverse] > 1, first[inverse], -1)
 
 
 def _near(images: np.ndarray, advance: Callable[[int], object]) -> pd.DataFrame:
