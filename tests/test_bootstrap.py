@@ -101,7 +101,7 @@ def test_equal_models_differ_significantly_about_5_times_of_100_and_a_better_one
                 ) < 0.01
     assert (found[0.5] / trials < 0.12).all(), found
     # Rare labels count most in balanced accuracy.
-    assert (found[0.7] / trials > (0.5, 0.5, 0.5, 0.4)).all(), found
+    assert (found[0.7] / trials > (0.35, 0.5, 0.5, 0.3)).all(), found
 
 
 def test_frames_of_one_video_count_as_one() -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -75,7 +76,9 @@ def code_files(deps: list[str]) -> Iterator[str]:
         if dep.startswith("stages/"):
             path = ROOT / dep
             files = path.glob("*.py") if path.is_dir() else [path]
-            yield from (str(file.relative_to(ROOT)) for file in files if file.name != "__init__.py")
+            yield from (
+                str(file.relative_to(ROOT)) for file in files if file.suffix == ".py" and file.name != "__init__.py"
+            )
 
 
 @pytest.mark.slow
@@ -86,6 +89,15 @@ def test_a_stage_lists_exactly_the_code_that_it_loads(loaded: dict[str, set[str]
         needed = {file for file in files if not file.startswith("stages/common/runtime/")}
         needed = {file for file in needed if not file.endswith("__init__.py")}
         assert set(code_files(STAGES[name]["deps"])) == needed, name
+
+
+@pytest.mark.parametrize(
+    ("name", "template"), [("report", "page"), ("audit", "data"), ("cross-validate", "suspicious")]
+)
+def test_a_stage_lists_the_templates_that_it_fills_in(name: str, template: str) -> None:
+    listed = {Path(dep).stem for dep in STAGES[name]["deps"] if dep.endswith(".html")}
+    text = (ROOT / f"stages/common/report/{template}.html").read_text(encoding="utf-8")
+    assert listed == {template, *re.findall(r'"(\w+)\.html"', text)}
 
 
 @pytest.mark.parametrize("model", PRETRAINED)
