@@ -2,13 +2,11 @@
 
     python -m benchmarks.ablation SET=FOLDER [SET=FOLDER ...] [--without TEXT]
 
-Each row and set is an experiment, `dvc exp run ...
-models/dvc.yaml:cross-validate`, in a clone: what has run once is restored from DVC's cache. The table is
-benchmarks/results/ablation.md.
+Each row and set is an experiment, `dvc exp run ... models/dvc.yaml:cross-validate`, in a clone: what has run once is restored
+from DVC's cache. The table is benchmarks/results/ablation.md.
 """
 
 import argparse
-import itertools
 import subprocess
 import tempfile
 from contextlib import chdir
@@ -23,7 +21,6 @@ from benchmarks.pipeline import fresh_clone
 from stages.common.comparison.results import Result, read_out_of_fold
 from stages.common.evaluation import bootstrap
 from stages.common.runtime import errors, paths
-from stages.common.runtime.errors import UserError
 from stages.common.runtime.files import write_text
 from stages.common.runtime.revisions import WORKSPACE, reader, repository
 
@@ -64,12 +61,12 @@ def cross_validated(each: Set, overrides: list[str]) -> Result:
     with chdir(each.clone):
         # -S changes the file as the row before has left it.
         subprocess.run(["git", "checkout", "-q", str(paths.PARAMETERS)], check=True)
-        command = ["dvc", "exp", "run", "-q", *itertools.chain(*(("-S", value) for value in settings)), STAGE]
+        command = ["dvc", "exp", "run", "-q", *(f"--set-param={value}" for value in settings), STAGE]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         with repository() as repo:
             found = read_out_of_fold(WORKSPACE, reader(repo, WORKSPACE))
     if isinstance(found, str):
-        raise UserError(f"{each.name}, {', '.join(overrides)}: {found}")
+        raise errors.UserError(f"{each.name}, {', '.join(overrides)}: {found}")
     return found
 
 
@@ -93,13 +90,10 @@ def measure(sets: list[Set], rows: dict[str, list[str]]) -> pd.DataFrame:
         found[name] = [cross_validated(each, overrides) for each in sets]
         cells: dict[str, Any] = {"recipe": name, "": " ".join(f"-S {value}" for value in overrides)}
         base = found[name.split(",")[0]] if name.split(",")[0] in found else found[next(iter(found))]
-        changes = [
-            bootstrap.differences(old.tables, new.tables)["macro_f1"]
-            for old, new in zip(base, found[name], strict=True)
-        ]
+        pairs = zip(base, found[name], strict=True)
+        changes = [bootstrap.differences(old.tables, new.tables)["macro_f1"] for old, new in pairs]
         for each, result, change in zip(sets, found[name], changes, strict=True):
-            score = bootstrap.intervals(result.tables)["macro_f1"]
-            cells[each.name] = "{:.3f} ({:.2f} to {:.2f})".format(*score)
+            cells[each.name] = "{:.3f} ({:.2f} to {:.2f})".format(*bootstrap.intervals(result.tables)["macro_f1"])
             cells[f"change, {each.name}"] = "{:+.3f} ({:+.3f} to {:+.3f})".format(*change)
         mean = mean_difference(changes)
         cells["mean change"] = "{:+.3f} ({:+.3f} to {:+.3f})".format(*mean)
@@ -112,17 +106,17 @@ def measure(sets: list[Set], rows: dict[str, list[str]]) -> pd.DataFrame:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ablation", description="What is each choice worth?")
     parser.add_argument("sets", nargs="+", metavar="SET=FOLDER")
-    parser.add_argument("--without", default="", help="skip the rows whose name contains this text")
+    parser.add_argument("--without", default="\n", help="skip the rows whose name contains this text")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
         sets = []
         for number, (name, _, folder) in enumerate(each.partition("=") for each in arguments.sets):
             if not folder or not Path(folder).is_dir():
-                raise UserError(f"{arguments.sets[number]!r} is not SET=FOLDER with an existing folder")
+                raise errors.UserError(f"{arguments.sets[number]!r} is not SET=FOLDER with an existing folder")
             sets.append(Set(name, Path(folder).resolve(), fresh_clone(Path(work) / f"clone{number}")))
-        rows = {name: change for name, change in ROWS.items() if not arguments.without or arguments.without not in name}
-        table = measure(sets, rows)
-        write_text(RESULTS / "ablation.md", f"# Ablation\n\n{hardware()}\n\n{table.to_markdown(index=False)}\n")
+        rows = {name: change for name, change in ROWS.items() if arguments.without not in name}
+        table = measure(sets, rows).to_markdown(index=False)
+        write_text(RESULTS / "ablation.md", f"# Ablation\n\n{hardware()}\n\n{table}\n")
 
 
 if __name__ == "__main__":
