@@ -40,7 +40,7 @@ TINY = {
 
 
 # Minutes each: started last, one of them would keep one process busy while the other is idle.
-LONGEST = ("test_killed", "test_pipeline", "test_pull_request", "test_reproducible")
+LONGEST = ("test_dvc_yaml", "test_killed", "test_pipeline", "test_pull_request", "test_reproducible")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
