@@ -59,8 +59,7 @@ def cross_validated(each: Set, overrides: list[str]) -> Result:
     """The out-of-fold results of an experiment, which stay in the clone's workspace."""
     settings = [f"data={each.folder}", "target=activity", *overrides]
     with chdir(each.clone):
-        # -S changes the file as the row before has left it.
-        subprocess.run(["git", "checkout", "-q", str(paths.PARAMETERS)], check=True)
+        subprocess.run(["git", "checkout", "-q", str(paths.PARAMETERS)], check=True)  # without the last row's changes
         command = ["dvc", "exp", "run", "-q", *(f"--set-param={value}" for value in settings), STAGE]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         with repository() as repo:
@@ -71,9 +70,7 @@ def cross_validated(each: Set, overrides: list[str]) -> Result:
 
 
 def mean_difference(found: list[bootstrap.Difference]) -> tuple[float, float, float]:
-    """The mean over sets and its 95 % interval, from theirs (Zou and Donner, Construction of confidence limits about effect
-    measures: a general approach, Statistics in Medicine 2008): the sets are independent.
-    """
+    """The mean over independent sets and its 95 % interval, from theirs (Zou and Donner, Statistics in Medicine 2008)."""
     mean = float(np.mean([each.difference for each in found]))
     down, up = (
         float(np.sqrt(sum((each.difference - end) ** 2 for each, end in zip(found, ends, strict=True))) / len(found))
@@ -106,7 +103,7 @@ def measure(sets: list[Set], rows: dict[str, list[str]]) -> pd.DataFrame:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ablation", description="What is each choice worth?")
     parser.add_argument("sets", nargs="+", metavar="SET=FOLDER")
-    parser.add_argument("--without", default="\n", help="skip the rows whose name contains this text")
+    parser.add_argument("--without", default=None, help="skip the rows whose name contains this text")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
         sets = []
@@ -114,7 +111,7 @@ def main() -> None:
             if not folder or not Path(folder).is_dir():
                 raise errors.UserError(f"{arguments.sets[number]!r} is not SET=FOLDER with an existing folder")
             sets.append(Set(name, Path(folder).resolve(), fresh_clone(Path(work) / f"clone{number}")))
-        rows = {name: change for name, change in ROWS.items() if arguments.without not in name}
+        rows = {name: change for name, change in ROWS.items() if not arguments.without or arguments.without not in name}
         table = measure(sets, rows).to_markdown(index=False)
         write_text(RESULTS / "ablation.md", f"# Ablation\n\n{hardware()}\n\n{table}\n")
 
