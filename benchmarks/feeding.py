@@ -39,7 +39,7 @@ def measure(photographs: Path, work: Path) -> pd.DataFrame:
     names = list(annotate.present(annotate.read(photographs).table, folder)["image"])[:IMAGES]
     resized = work / "resized"
     resized.mkdir()
-    chunked_resize.resize(names, folder, values.resize.size, values.resize.chunk, resized, 2)
+    chunked_resize.resize({name: folder / name for name in names}, values.resize.size, values.resize.chunk, resized, 2)
     images = chunks.Rows(resized, "pixels")
     section = values.scratch
     model = scratch(values.resize.size, section.pool, section.filters, section.dropout, LABELS)

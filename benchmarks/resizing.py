@@ -158,7 +158,7 @@ def _result(executor: Executor, work: Callable[..., Result], *arguments: Any) ->
 
 def _by_stage(files: list[Path], out: Path) -> int:
     out.mkdir()
-    chunked_resize.resize([file.name for file in files], files[0].parent, SIZE, CHUNK, out, CORES)
+    chunked_resize.resize({file.name: file for file in files}, SIZE, CHUNK, out, CORES)
     return len(files)
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from stages.common.audit import leak, near_copies
 from stages.common.dataset.chunks import Rows
-from stages.common.dataset.splits import UNLABELLED, read_split, video_keys
+from stages.common.dataset.splits import is_labelled, read_split, video_keys
 from stages.common.images import layout
 from stages.common.images.decoding import dimensions
 from stages.common.report.data_page import Data, data_page
@@ -92,7 +92,7 @@ def main() -> None:
     values = parameters.load()
     rows = Rows(paths.RESIZED, "pixels")
     split = read_split()
-    used = split[(split["part"] != UNLABELLED) & split["image"].isin(rows.places)].reset_index(drop=True)
+    used = split[is_labelled(split) & split["image"].isin(rows.places)].reset_index(drop=True)
     pairs = pairs_of(used, rows)
     numbers = counts(pairs, len(used))
     sizes = _sizes(list(used["image"]), layout.images_folder(Path(values.data)))

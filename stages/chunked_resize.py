@@ -1,13 +1,15 @@
-"""The images in use to data/resized: chunk files of 8-bit RGB squares.
+"""The labelled images to data/resized, or those without labels to data/unlabelled: chunk files of 8-bit RGB squares.
 
 A chunk is the unit of work: a worker decodes, resizes and writes whole chunks, and only names travel between
 processes. Memory is one chunk per worker, whatever the number of images.
 """
 
+import argparse
 import json
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,20 +24,31 @@ from stages.common.runtime.progress import progress
 from stages.common.runtime.resuming import code, fingerprint, publish, resumable, unfinished
 from stages.common.runtime.workers import available_cores, dead_worker, prepare, starting
 
-STAGE = "chunked-resize"
+
+class Job(NamedTuple):
+    """Which images a stage resizes, and where the results are: `listed` ones of `data`, and perhaps all of a further folder."""
+
+    stage: str
+    listed: Path
+    out: Path
+    metrics: Path
 
 
-def resize_chunk(names: list[str], images: Path, size: int, out: Path) -> None:
-    """Decode the images `names` of the folder `images` into the chunk file `out`: dataset pixels, (n, size, size, 3) uint8.
+LABELLED = Job("chunked-resize", paths.IMAGE_LIST, paths.RESIZED, paths.RESIZE_METRICS)
+UNLABELLED = Job("chunked-resize-unlabelled", paths.UNLABELLED_LIST, paths.UNLABELLED, paths.UNLABELLED_METRICS)
+
+
+def resize_chunk(files: dict[str, Path], size: int, out: Path) -> None:
+    """Decode image files by name into the chunk file `out`: dataset pixels, (n, size, size, 3) uint8.
 
     Images that can't be decoded are skipped. A JSON file beside the chunk has their names and the reasons.
     """
-    pixels = np.empty((len(names), size, size, 3), np.uint8)
+    pixels = np.empty((len(files), size, size, 3), np.uint8)
     good: list[str] = []
     bad: dict[str, str] = {}
-    for name in names:
+    for name, file in files.items():
         try:
-            pixels[len(good)] = decode(images / name, size)
+            pixels[len(good)] = decode(file, size)
             good.append(name)
         except DecodeError as error:
             bad[name] = str(error)
@@ -60,28 +73,34 @@ def _bad_of(chunk: Path) -> Path:
     return chunk.with_suffix(".bad.json")
 
 
-def resize(names: list[str], images: Path, size: int, chunk: int, folder: Path, workers: int) -> dict[str, str]:
-    """Resize all images `names` into chunk files of `chunk` images in `folder`, in `workers` processes.
+def resize(
+    files: dict[str, Path], size: int, chunk: int, folder: Path, workers: int, stage: str = LABELLED.stage
+) -> dict[str, str]:
+    """Resize all image files, by name, into chunk files of `chunk` images in `folder`, in `workers` processes.
 
-    Existing chunks are kept.
+    Existing chunks are kept. Without files there is one chunk, of no image.
 
     Returns:
-        The images that could not be decoded, with the reason, in the order of `names`.
+        The images that could not be decoded, with the reason, in the order of `files`.
 
     Raises:
         UserError: a worker was killed, or the system refused to write.
     """
-    jobs = {folder / f"{start // chunk:05d}.h5": names[start : start + chunk] for start in range(0, len(names), chunk)}
-    left = unfinished(jobs, STAGE, "chunks", _check_piece)
+    names = list(files)
+    jobs = {
+        folder / f"{start // chunk:05d}.h5": {name: files[name] for name in names[start : start + chunk]}
+        for start in range(0, max(1, len(names)), chunk)
+    }
+    left = unfinished(jobs, stage, "chunks", _check_piece)
     done = len(names) - sum(len(jobs[out]) for out in left)
     with (
-        progress(len(names), STAGE, "image", initial=done) as bar,
+        progress(len(names), stage, "image", initial=done) as bar,
         dead_worker("a worker was killed, probably for lack of memory; lower resize.chunk, or run again to resume"),
         ProcessPoolExecutor(max(1, min(workers, len(left))), initializer=prepare) as pool,
     ):
         try:
             with starting():
-                futures = {pool.submit(resize_chunk, jobs[out], images, size, out): len(jobs[out]) for out in left}
+                futures = {pool.submit(resize_chunk, jobs[out], size, out): len(jobs[out]) for out in left}
             for future in as_completed(futures):
                 future.result()
                 bar.update(futures[future])
@@ -91,29 +110,38 @@ def resize(names: list[str], images: Path, size: int, chunk: int, folder: Path, 
     return {name: reason for part in bad for name, reason in part.items()}
 
 
-@lock(STAGE)
 def main() -> None:
-    values = parameters.load()
-    with reading(paths.IMAGE_LIST):
-        names = paths.IMAGE_LIST.read_text(encoding="utf-8").split("\n")[:-1]
-    if not names:
-        raise UserError(f"{paths.IMAGE_LIST} lists no image; make it again with dvc repro")
-    images = layout.images_folder(Path(values.data))
-    size, chunk, max_bad = values.resize.size, values.resize.chunk, values.resize.max_bad
-    inputs = fingerprint(images / name for name in names)
-    with resumable(paths.RESIZED, code(), size, chunk, inputs) as folder:
-        bad = resize(names, images, size, chunk, folder, available_cores())
-        if len(bad) == len(names) or len(bad) > max_bad * len(names):
+    parser = argparse.ArgumentParser(prog="python -m stages.chunked_resize")
+    parser.add_argument("images", nargs="?", choices=["unlabelled"], help="without it: the labelled images")
+    job = UNLABELLED if parser.parse_args().images else LABELLED
+    with lock(job.stage):
+        values = parameters.load()
+        with reading(job.listed):
+            names = job.listed.read_text(encoding="utf-8").split("\n")[:-1]
+        if not names and job is LABELLED:
+            raise UserError(f"{job.listed} lists no image; make it again with dvc repro")
+        images = layout.images_folder(Path(values.data))
+        files = {name: images / name for name in names}
+        if job is UNLABELLED:
+            extra = Path(values.pretrain.extra)
+            files |= {f"{chunks.EXTRA}{path}": extra / path for path in layout.image_files(extra)}
+        _run(job, files, values.resize)
+
+
+def _run(job: Job, files: dict[str, Path], how: parameters.Resize) -> None:
+    with resumable(job.out, code(), how.size, how.chunk, list(files), fingerprint(files.values())) as folder:
+        bad = resize(files, how.size, how.chunk, folder, available_cores(), job.stage)
+        if bad and (len(bad) == len(files) or len(bad) > how.max_bad * len(files)):
             raise UserError(
-                f"{len(bad)} of {len(names)} images can't be decoded ({'; '.join(_listed(bad))}); expected at most the "
-                f"fraction resize.max_bad = {max_bad}: repair or remove them, or raise it"
+                f"{len(bad)} of {len(files)} images can't be decoded ({'; '.join(_listed(bad))}); expected at most the "
+                f"fraction resize.max_bad = {how.max_bad}: repair or remove them, or raise it"
             )
-        with new_folder(paths.RESIZED) as out:
+        with new_folder(job.out) as out:
             publish(folder.glob("*.h5"), out)
-        write_json(paths.RESIZE_METRICS, {"images": len(names) - len(bad), "bad": len(bad), "bad_images": bad})
-    print(f"{STAGE}: {len(names) - len(bad)} images of {size}x{size} in {paths.RESIZED}")
+        write_json(job.metrics, {"images": len(files) - len(bad), "bad": len(bad), "bad_images": bad})
+    print(f"{job.stage}: {len(files) - len(bad)} images of {how.size}x{how.size} in {job.out}")
     for line in _listed(bad):
-        print(f"{STAGE}: warning: skipped {line}")
+        print(f"{job.stage}: warning: skipped {line}")
 
 
 def _listed(bad: dict[str, str], limit: int = 10) -> Iterator[str]:

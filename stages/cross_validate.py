@@ -14,7 +14,7 @@ from scipy.special import softmax
 from sklearn.model_selection import StratifiedGroupKFold
 
 from stages.common.dataset.chunks import Rows
-from stages.common.dataset.splits import PARTS, images_of, labels_of, read_split, video_keys
+from stages.common.dataset.splits import PARTS, UNLABELLED, images_of, labels_of, read_split, video_keys
 from stages.common.evaluation.label_issues import mean_prediction, suspicious_labels
 from stages.common.evaluation.predictions import parse_predictions, prediction_table
 from stages.common.evaluation.summary import headline, summary
@@ -28,7 +28,7 @@ from stages.common.runtime.parameters import Parameters, Pretrained
 from stages.common.runtime.progress import progress
 from stages.common.runtime.resuming import check_array, code, fingerprint, load_array, resumable, save_array, unfinished
 from stages.common.training.batches import Part
-from stages.common.training.recipe import Recipe, recipe_of
+from stages.common.training.recipe import Recipe, recipe_of_folds
 from stages.common.training.trainer import Trainer, logits_of
 
 STAGE = "cross-validate"
@@ -108,12 +108,12 @@ def predict(train: Recipe, table: pd.DataFrame, values: Parameters, folder: Path
     return probabilities
 
 
-def _labelled(values: Parameters) -> pd.DataFrame:
-    """The images to divide into folds: those with a label that could be decoded."""
+def _images(values: Parameters) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The images to divide into folds, which are those with a label that could be decoded, and those without labels."""
     table, rows = read_split(), Rows(paths.RESIZED, "pixels")
     parts = [part for part in PARTS if part != "test" or not values.cross_validation.hold_out_test]
     chosen = table["part"].isin(parts) & table["image"].isin(rows.places)
-    return table.loc[chosen].reset_index(drop=True)
+    return table.loc[chosen].reset_index(drop=True), table[table["part"] == UNLABELLED]
 
 
 def _warn(labels: pd.Series, groups: pd.Series, group: str) -> None:
@@ -125,7 +125,7 @@ def _warn(labels: pd.Series, groups: pd.Series, group: str) -> None:
 
 def _run(values: Parameters) -> None:
     name, section, how = values.model, values.chosen, values.cross_validation
-    images, out = _labelled(values), paths.out_of_fold(name)
+    (images, unlabelled), out = _images(values), paths.out_of_fold(name)
     groups = video_keys(images["image"], images["video"]) if values.split.group == "video" else images["image"]
     if (most := max_folds(images["label"], groups)) < how.folds:
         raise UserError(
@@ -140,13 +140,22 @@ def _run(values: Parameters) -> None:
     fold_of = [folds(images["label"], groups, how.folds, seed) for seed in seeds]
     once = isinstance(section, Pretrained) and section.solved and section.refit
     share = 0.0 if once else values.split.validation / (1 - values.split.test)
-    inputs = fingerprint(
-        file for folder in (paths.RESIZED, paths.features(name)) if folder.is_dir() for file in sorted(folder.iterdir())
+    folders = [folder for folder in (paths.RESIZED, paths.UNLABELLED, paths.features(name)) if folder.is_dir()]
+    inputs = fingerprint(file for folder in folders for file in sorted(folder.iterdir()))
+    train = recipe_of_folds(values)  # before code(), which lists what is loaded
+    depends = (
+        name,
+        section.model_dump(),
+        values.pretrain.model_dump(),
+        how.model_dump(),
+        values.seed,
+        share,
+        seeds,
+        inputs,
     )
-    train = recipe_of(section)  # before code(), which lists what is loaded
-    depends = name, section.model_dump(), how.model_dump(), values.seed, share, seeds, images.to_csv(), inputs
-    with resumable(out, code(), device(), *depends) as folder:
-        found = _predict_folds(train, values, images, groups, fold_of, share, folder)
+    tables = images.to_csv(), unlabelled.to_csv()
+    with resumable(out, code(), device(), *depends, *tables) as folder:
+        found = _predict_folds(train, values, images, unlabelled, groups, fold_of, share, folder)
         write_csv(out, _table(images, fold_of, found))
         _write_results(values, out, len(images))
 
@@ -155,6 +164,7 @@ def _predict_folds(
     train: Recipe,
     values: Parameters,
     images: pd.DataFrame,
+    unlabelled: pd.DataFrame,
     groups: pd.Series,
     fold_of: list[np.ndarray],
     share: float,
@@ -180,7 +190,7 @@ def _predict_folds(
             checkpoints = path.with_suffix("")
             checkpoints.mkdir(exist_ok=True)
             place = f"{STAGE} {repeat * how.folds + number + 1}/{len(pieces)}"
-            save_array(path, predict(train, table, values, checkpoints, place))
+            save_array(path, predict(train, pd.concat([table, unlabelled]), values, checkpoints, place))
             remove(checkpoints)
             bar.update()
     found: list[list[np.ndarray]] = [[] for _ in range(how.repeats)]

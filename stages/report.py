@@ -15,27 +15,28 @@ from stages.common.report.page import Results, page
 from stages.common.runtime import errors, parameters, paths
 from stages.common.runtime.files import new_file, read_json, reading, write_json, write_text
 from stages.common.runtime.lock import lock
-from stages.common.runtime.parameters import Parameters, Scratch
+from stages.common.runtime.parameters import Parameters, Section, SelfSupervised
 
 # Columns of names.
 TEXTS = ("label", "suggested", "image")
 
 
-def training(train: dict[str, Any], features: dict[str, Any], validation: dict[str, Any]) -> dict[str, Any]:
+def training(train: dict[str, Any], before: list[dict[str, Any]], validation: dict[str, Any]) -> dict[str, Any]:
     """The cost and the result of training.
 
     Args:
         train: what the train stage measured.
-        features: what the features stage measured, empty if the model has none.
+        before: what the stages before it measured, if the model has any: features, pretrain.
         validation: the best epoch and its macro F1 on the validation images.
 
     Returns:
-        `seconds` counts the frozen backbone's single pass over the images and all epochs, without start-up;
+        `seconds` counts the frozen backbone's single pass over the images, or the encoder's epochs without labels, and all
+        epochs, without start-up;
         `seconds_per_epoch` and `images_per_second` count the epochs alone.
     """
     seconds, epochs = train["seconds"], train["epochs"]
     return {
-        "seconds": round(seconds + features.get("seconds", 0), 1),
+        "seconds": round(seconds + sum(stage["seconds"] for stage in before), 1),
         "seconds_per_epoch": round(seconds / epochs, 2),
         "epochs": epochs,
         "images_per_second": round(train["images"] / seconds, 1) if seconds else 0.0,
@@ -67,7 +68,9 @@ def _shown_parameters(values: Parameters) -> dict[str, Any]:
         "weights": values.weights,
         "seed": values.seed,
     }
-    sections = {"split": values.split, "resize": values.resize, values.model: values.chosen}
+    sections: dict[str, Section] = {"split": values.split, "resize": values.resize, values.model: values.chosen}
+    if isinstance(values.chosen, SelfSupervised):
+        sections["pretrain"] = values.pretrain
     return chosen | {name: section.model_dump() for name, section in sections.items()}
 
 
@@ -79,7 +82,7 @@ def _results(values: Parameters, cost: dict[str, Any]) -> Results:
     return Results(
         parameters=_shown_parameters(values),
         synthetic=values.uses_sample,
-        weights="random" if isinstance(values.chosen, Scratch) else values.initial_weights(values.model),
+        weights=values.initial_weights(values.model),
         commit=commit(),
         annotate=read_json(paths.ANNOTATE_METRICS),
         split=read_json(paths.SPLIT_METRICS),
@@ -105,10 +108,10 @@ def _table(path: Path) -> pd.DataFrame:
 @lock("report")
 def main() -> None:
     values = parameters.load()
-    features = paths.features_timing(values.model)
+    before = (paths.features_timing(values.model), paths.pretrain_timing(values.model))
     cost = training(
         read_json(paths.train_timing(values.model)),
-        read_json(features) if features.exists() else {},
+        [read_json(path) for path in before if path.exists()],
         read_json(paths.validation(values.model)),
     )
     html = page(_results(values, cost), Rows(paths.RESIZED, "pixels").read)

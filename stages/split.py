@@ -3,122 +3,17 @@
 Parts that the data set gives are kept.
 """
 
-from collections import Counter, defaultdict
+from collections import Counter
 
 import numpy as np
 import pandas as pd
 
-from stages.common.dataset.splits import PARTS, UNLABELLED, video_keys
+from stages.common.dataset.splits import HELD_OUT, PARTS, UNLABELLED, is_labelled, video_keys, without_labels
 from stages.common.runtime import errors, parameters, paths
 from stages.common.runtime.errors import UserError
 from stages.common.runtime.files import reading, write_csv, write_json, write_text
 from stages.common.runtime.lock import lock
-
-ATTEMPTS = 20
-MAX_ASSIGNED = 200_000  # groups in all attempts together: of many groups, few orders are as good
-
-Groups = list[Counter[str]]
-
-
-def assign(groups: Groups, fractions: tuple[float, ...], seed: int) -> tuple[list[int], list[str]]:
-    """Assign each group to a part so that each label's images are divided as `fractions` says.
-
-    Several random orders are tried and the one closest to the fractions is kept. A label with too few groups for all
-    parts goes to the first one with all of them.
-
-    Args:
-        groups: images by label, one counter a group.
-        fractions: of the parts; the first one is train.
-        seed: of the random orders.
-
-    Returns:
-        The part of each group (an index into `fractions`), and the labels that are in train alone, sorted.
-    """
-    generator = np.random.default_rng(seed)
-    totals: Counter[str] = Counter()
-    for group in groups:
-        totals.update(group)
-    few = _too_few(groups, set(), len(fractions))
-    while True:
-        best: tuple[float, list[int]] | None = None
-        failures: Counter[str] = Counter()
-        for _ in range(max(2, min(ATTEMPTS, MAX_ASSIGNED // len(groups)))):
-            parts = _attempt(groups, fractions, totals, few, generator)
-            absent = _absent(groups, parts, len(fractions)) - few
-            failures.update(absent)
-            cost = _cost(groups, parts, fractions, totals)
-            if not absent and (best is None or cost < best[0]):
-                best = cost, parts
-        if best is not None:
-            return best[1], sorted(few)
-        few = _too_few(groups, few | {max(sorted(failures), key=failures.__getitem__)}, len(fractions))
-
-
-def _too_few(groups: Groups, few: set[str], parts: int) -> set[str]:
-    """`few`, and every label that can't be in all parts: too few groups, or too few that no label of `few` keeps in train."""
-    while True:
-        everywhere = Counter(label for group in groups for label in group)
-        free = Counter(label for group in groups if not few & group.keys() for label in group)
-        more = {label for label in everywhere if everywhere[label] < parts or free[label] < parts - 1} | few
-        if more == few:
-            return few
-        few = more
-
-
-def _attempt(
-    groups: Groups, fractions: tuple[float, ...], totals: Counter[str], few: set[str], generator: np.random.Generator
-) -> list[int]:
-    parts = [0 if few & group.keys() else -1 for group in groups]
-    missing = {label: [fraction * totals[label] for fraction in fractions] for label in totals}
-    members: dict[str, list[int]] = defaultdict(list)
-    for number, group in enumerate(groups):
-        if parts[number] == 0:
-            _put(group, 0, missing)
-        for label in group:
-            members[label].append(number)
-    order = [int(number) for number in generator.permutation(len(groups))]
-    rank = {number: position for position, number in enumerate(order)}
-    # First one group in each part for the labels with the fewest groups, then the others where most is missing.
-    for label in sorted(members, key=lambda label: (len(members[label]), label)):
-        if label in few:
-            continue
-        for part in reversed(range(len(fractions))):
-            if any(parts[number] == part for number in members[label]):
-                continue
-            if open_groups := [number for number in members[label] if parts[number] < 0]:
-                number = min(open_groups, key=rank.__getitem__)
-                parts[number] = part
-                _put(groups[number], part, missing)
-    for number in order:
-        if parts[number] < 0:
-            group = groups[number]
-            parts[number] = max(
-                range(len(fractions)),
-                key=lambda part: sum(n * missing[label][part] / totals[label] ** 2 for label, n in group.items()),
-            )
-            _put(group, parts[number], missing)
-    return parts
-
-
-def _put(group: Counter[str], part: int, missing: dict[str, list[float]]) -> None:
-    for label, images in group.items():
-        missing[label][part] -= images
-
-
-def _absent(groups: Groups, parts: list[int], count: int) -> set[str]:
-    """The labels that are not in all `count` parts."""
-    present: dict[str, set[int]] = defaultdict(set)
-    for group, part in zip(groups, parts, strict=True):
-        for label in group:
-            present[label].add(part)
-    return {label for label, found in present.items() if len(found) < count}
-
-
-def _cost(groups: Groups, parts: list[int], fractions: tuple[float, ...], totals: Counter[str]) -> float:
-    missing = {label: [fraction * totals[label] for fraction in fractions] for label in totals}
-    for group, part in zip(groups, parts, strict=True):
-        _put(group, part, missing)
-    return sum((images / totals[label]) ** 2 for label, left in missing.items() for images in left)
+from stages.common.splitting.assignment import Groups, assign
 
 
 def split(annotations: pd.DataFrame, target: str, parameters: parameters.Split) -> tuple[pd.DataFrame, list[str]]:
@@ -130,8 +25,9 @@ def split(annotations: pd.DataFrame, target: str, parameters: parameters.Split) 
         parameters: the section `split`.
 
     Returns:
-        One row per image in the order of `annotations`: image, part (one of `PARTS` or unlabelled), label (empty where
-        unlabelled), video; and the labels that are in train only.
+        One row per image in the order of `annotations`: image, part (one of `PARTS`, or unlabelled, or held_out where an
+        image without label has a given part to be tested on), label (empty where it has none), video; and the labels that
+        are in train only.
 
     Raises:
         UserError: fewer than two labels, no label with enough groups to be in all parts, a video in two given parts, or a
@@ -149,7 +45,8 @@ def split(annotations: pd.DataFrame, target: str, parameters: parameters.Split) 
         )
     images, videos = annotations["image"], annotations["video"]
     keys = video_keys(images, videos) if parameters.group == "video" else images
-    part = annotations["part"].where(labelled, UNLABELLED)
+    given = annotations["part"]
+    part = given.where(labelled, given.map(dict.fromkeys(PARTS[1:], HELD_OUT)).fillna(UNLABELLED))
     if (part[labelled] != "").any():
         _check_given(part[labelled], keys[labelled], labels[labelled])
     # What is not given is drawn from train, which is everything where nothing is given.
@@ -193,11 +90,29 @@ def _drawn(labels: pd.Series, keys: pd.Series, names: list[str], parameters: par
     return [(PARTS[0], *names)[parts[number]] for number in numbers]
 
 
+def with_budget(table: pd.DataFrame, budget: int, seed: int) -> pd.DataFrame:
+    """`table` with at most `budget` train images of each label: the others become unlabelled.
+
+    Those that keep it are of as many videos as there are, in a random order. A smaller budget of the same seed is a part of
+    a larger one.
+    """
+    train = table[table["part"] == PARTS[0]]
+    train = train.assign(key=video_keys(train["image"], train["video"]))
+    train = train.sample(frac=1, random_state=np.random.default_rng(seed))
+    train["turn"] = train.groupby(["label", "key"]).cumcount()
+    rank = train.sort_values("turn", kind="stable").groupby("label").cumcount()
+    hidden = rank.index[rank >= budget]
+    return table.assign(
+        part=table["part"].where(~table.index.isin(hidden), UNLABELLED),
+        label=table["label"].where(~table.index.isin(hidden), ""),
+    )
+
+
 def counts(table: pd.DataFrame, few: list[str]) -> dict[str, object]:
     """The stage's metrics: images a part, labels, and what could not be split."""
-    labelled = table[table["part"] != UNLABELLED]
+    labelled = table[is_labelled(table)]
     return {
-        **{part: int((table["part"] == part).sum()) for part in (*PARTS, UNLABELLED)},
+        **{part: int((table["part"] == part).sum()) for part in (*PARTS, UNLABELLED, HELD_OUT)},
         "labels": labelled["label"].nunique(),
         "labels_in_train_alone": len(few),
         "images_without_video": int((labelled["video"] == "").sum()),
@@ -214,14 +129,20 @@ def main() -> None:
             dtype=dict.fromkeys(("image", "category", "activity", "video", "part"), "str"),
         )
     table, few = split(annotations, values.target, values.split)
+    # By the seed of training: over several seeds, other images keep their labels and the test part stays.
+    if (budget := values.split.labels_per_class) != "all":
+        table = with_budget(table, budget, values.seed)
     write_csv(paths.SPLIT, table)
     # Which images, not which part: a new split does not decode and resize them again.
-    names = annotations.loc[annotations["labelled"], "image"]
-    write_text(paths.IMAGE_LIST, "".join(f"{name}\n" for name in names))
+    for path, names in (
+        (paths.IMAGE_LIST, annotations.loc[annotations["labelled"], "image"]),
+        (paths.UNLABELLED_LIST, annotations.loc[~annotations["labelled"], "image"]),
+        (paths.PRETRAINING_LIST, without_labels(table)),
+    ):
+        write_text(path, "".join(f"{name}\n" for name in names))
     numbers = counts(table, few)
     write_json(paths.SPLIT_METRICS, numbers)
-    used = table["part"] != UNLABELLED
-    given = sorted(set(annotations.loc[used, "part"]) - {""}, key=PARTS.index)
+    given = sorted(set(annotations.loc[is_labelled(table), "part"]) - {""}, key=PARTS.index)
     if given:
         rest = [part for part in PARTS[1:] if part not in given]
         drawn = (
@@ -231,6 +152,11 @@ def main() -> None:
         )
         print(f"split: the data gives {', '.join(given)}{drawn}")
     print("split:", ", ".join(f"{numbers[part]} {part}" for part in (*PARTS, UNLABELLED)))
+    if numbers[HELD_OUT]:
+        print(f"split: {numbers[HELD_OUT]} images without label are in a given validation or test part: not used")
+    if budget != "all":
+        kept = numbers[PARTS[0]]
+        print(f"split: {kept} train images keep their label, at most {budget} of each: the others count as unlabelled")
     labelled = sum(bool(label) for label in table["label"])
     without = numbers["images_without_video"]
     if values.split.group == "video" and without:

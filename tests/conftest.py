@@ -28,8 +28,13 @@ TINY = {
     "sample.images": 160,
     "resize.size": 72,
     "resize.chunk": 32,
-    "scratch.filters": [4, 8],
-    "scratch.epochs": 2,
+    **{
+        f"{model}.{key}": value
+        for model in ("scratch", "selfsupervised")
+        for key, value in (("filters", [4, 8]), ("epochs", 2))
+    },
+    "pretrain.epochs": 2,
+    "pretrain.batch_size": 32,
     "backbone.name": "mobilenetv2",  # the smallest one
     **{
         f"{model}.{key}": value
@@ -140,8 +145,10 @@ def clone(tmp_path: Path) -> Clone:
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder with tiny parameters, as the current one: for stages that are called in this process."""
     shutil.copy(ROOT / "params.yaml", tmp_path / "params.yaml")
-    set_parameters(tmp_path / "params.yaml", TINY)
+    set_parameters(tmp_path / "params.yaml", {**TINY, "pretrain.extra": "extra"})
+    (tmp_path / "extra").mkdir()
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["stage"])  # not that of pytest
     chunks._open.cache_clear()  # the same relative path is another file now
     return tmp_path
 

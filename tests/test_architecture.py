@@ -77,7 +77,10 @@ def stale(clone: Clone) -> set[str]:
         return {name.split(":")[-1] for name in repo.status()}
 
 
-HEADS = {"cross-validate", *(f"train-{model}" for model in PRETRAINED)}
+# A linear probe of the encoder is a head, too.
+HEADS = {"cross-validate", "train-selfsupervised", *(f"train-{model}" for model in PRETRAINED)}
+CONVOLUTIONS = {"train-scratch", "train-selfsupervised"}
+RESIZING = {"chunked-resize", "chunked-resize-unlabelled"}
 EVERY_TRAINING = {"cross-validate", *(f"train-{model}" for model in MODELS)}
 EVERY_INFERENCE = {f"infer-{model}" for model in MODELS}
 BACKBONES = {f"features-{model}" for model in PRETRAINED}
@@ -94,17 +97,19 @@ EDITS: dict[str, set[str]] = {
     "stages/common/annotations/folders.py": {"annotate"},
     "stages/common/audit/near_copies.py": {"audit"},
     "stages/common/audit/leak.py": {"audit", "evaluate", "report"},
-    "stages/common/images/decoding.py": {"audit", "chunked-resize"},
-    "stages/common/images/layout.py": {"annotate", "audit", "chunked-resize"},
+    "stages/common/images/decoding.py": {"audit", *RESIZING},
+    "stages/common/images/layout.py": {"annotate", "audit", *RESIZING},
     "stages/common/networks/heads.py": HEADS,
-    "stages/common/networks/scratch.py": {"cross-validate", "train-scratch"},
+    "stages/common/networks/scratch.py": {"cross-validate", "pretrain-selfsupervised", *CONVOLUTIONS},
+    "stages/common/pretraining/vicreg.py": {"cross-validate", "pretrain-selfsupervised", "train-selfsupervised"},
     "stages/common/backbones/backbone.py": BACKBONES,
     "stages/common/backbones/batch_norm.py": BACKBONES,
     "stages/common/backbones/efficientnet_lite.py": {"features-backbone"},
     "stages/common/backbones/hub.py": {"features-backbone"},
     "stages/common/recipes/linear.py": HEADS,
-    "stages/common/recipes/scratch.py": {"cross-validate", "train-scratch"},
-    "stages/common/recipes/pretrained.py": HEADS,
+    "stages/common/recipes/scratch.py": {"cross-validate", *CONVOLUTIONS},
+    "stages/common/recipes/selfsupervised.py": {"cross-validate", "train-selfsupervised"},
+    "stages/common/recipes/pretrained.py": HEADS - {"train-selfsupervised"},
     "stages/common/training/losses.py": EVERY_TRAINING,
     "stages/common/evaluation/predictions.py": {"cross-validate", "evaluate", "report", *EVERY_INFERENCE},
     "stages/common/evaluation/bootstrap.py": {"cross-validate", "evaluate", "report"},

@@ -148,13 +148,13 @@ def test_an_unreadable_file_is_a_bad_image(tmp_path: Path) -> None:
 
 def test_any_number_of_workers_writes_the_same_bytes(drawn: Path, tmp_path: Path) -> None:
     images = drawn / "images"
-    names = sorted(path.name for path in images.iterdir())
+    files = {path.name: path for path in sorted(images.iterdir())}
     for workers in (1, 3):
         (tmp_path / str(workers)).mkdir()
-        assert chunked_resize.resize(names, images, 40, 32, tmp_path / str(workers), workers) == {}
-    files = sorted(path.name for path in (tmp_path / "1").iterdir())
-    assert files == [f"{number:05d}.h5" for number in range(5)]
-    for name in files:
+        assert chunked_resize.resize(files, 40, 32, tmp_path / str(workers), workers) == {}
+    written = sorted(path.name for path in (tmp_path / "1").iterdir())
+    assert written == [f"{number:05d}.h5" for number in range(5)]
+    for name in written:
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "3" / name).read_bytes()
 
 
@@ -208,18 +208,18 @@ def test_resuming_keeps_whole_chunks_and_makes_damaged_ones_again(
     drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = drawn / "images"
-    names = sorted(path.name for path in images.iterdir())[:48]
+    files = {path.name: path for path in sorted(images.iterdir())[:48]}
     (tmp_path / "chunks").mkdir()
-    assert chunked_resize.resize(names, images, 40, 16, tmp_path / "chunks", 1) == {}
+    assert chunked_resize.resize(files, 40, 16, tmp_path / "chunks", 1) == {}
     assert "resuming" not in capsys.readouterr().out
     (tmp_path / "chunks/00001.h5").write_bytes(b"damaged")
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "chunks").iterdir()}
     del before["00001.h5"]
-    assert chunked_resize.resize(names, images, 40, 16, tmp_path / "chunks", 1) == {}
+    assert chunked_resize.resize(files, 40, 16, tmp_path / "chunks", 1) == {}
     shown = capsys.readouterr().out
     assert "chunked-resize: discarded the damaged 00001.h5" in shown
     assert "chunked-resize: resuming: 2/3 chunks done" in shown
-    assert Rows(tmp_path / "chunks", "pixels").read(names).any(axis=(1, 2, 3)).all()
+    assert Rows(tmp_path / "chunks", "pixels").read(list(files)).any(axis=(1, 2, 3)).all()
     after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "chunks").iterdir()}
     assert sorted(after) == ["00000.h5", "00001.h5", "00002.h5"]
     assert {name: after[name] for name in before} == before
@@ -228,7 +228,8 @@ def test_resuming_keeps_whole_chunks_and_makes_damaged_ones_again(
 @pytest.mark.parametrize("content", ["", "null", "[]", "{"])
 def test_a_damaged_list_of_bad_images_is_made_again(drawn: Path, tmp_path: Path, content: str) -> None:
     names = [*sorted(path.name for path in (drawn / "images").iterdir())[:5], "absent.jpg"]
-    expected = chunked_resize.resize(names, drawn / "images", 40, 3, tmp_path, 1)
+    files = {name: drawn / "images" / name for name in names}
+    expected = chunked_resize.resize(files, 40, 3, tmp_path, 1)
     assert list(expected) == ["absent.jpg"]
     (tmp_path / "00001.bad.json").write_text(content)
-    assert chunked_resize.resize(names, drawn / "images", 40, 3, tmp_path, 1) == expected
+    assert chunked_resize.resize(files, 40, 3, tmp_path, 1) == expected

@@ -119,7 +119,7 @@ def test_every_labelled_image_is_predicted_once_by_a_model_that_has_not_seen_its
 def test_a_run_that_was_stopped_resumes_with_the_next_fold_and_the_same_bytes(
     ready: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    set_parameters(paths.PARAMETERS, {"backbone.head": "softmax", "backbone.fine_tune_epochs": 1})
+    set_parameters(paths.PARAMETERS, {"backbone.head": "softmax", "backbone.refit": False})
     run()
     outputs = (
         paths.out_of_fold("backbone"),

@@ -55,15 +55,18 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     clone = make_clone(folder / "clone")
     preset(clone.path / "preset", "vit")
     # Of each kind that loads other code: a network of each source, a head of each kind.
-    for model, name, head in (
-        ("scratch", "mobilenetv2", "softmax"),
-        ("backbone", "mobilenetv2", "conv"),
-        ("backbone", "efficientnet_lite0", "softmax"),
-        ("backbone", "hub:preset", "softmax"),
+    clone.set(cross_validation__folds=2, pretrain__epochs=1)
+    for model, name, head, targets in (
+        ("scratch", "mobilenetv2", "softmax", ["infer-scratch"]),
+        ("selfsupervised", "mobilenetv2", "softmax", ["infer-selfsupervised", "cross-validate"]),
+        ("backbone", "mobilenetv2", "conv", ["infer-backbone"]),
+        ("backbone", "efficientnet_lite0", "softmax", ["cross-validate"]),
+        ("backbone", "hub:preset", "softmax", ["infer-backbone"]),
     ):
         clone.set(model=model, backbone__name=name, backbone__head=head, backbone__input_size="auto")
-        targets = ["evaluate", "report", *(["models/dvc.yaml:cross-validate"] if head == "softmax" else [])]
-        clone.run("dvc", "repro", *targets, PYTHONPATH=str(folder / "hook"), LOADED=str(folder))
+        of_models = [f"models/dvc.yaml:{target}" for target in targets]
+        clone.run("dvc", "repro", *of_models, PYTHONPATH=str(folder / "hook"), LOADED=str(folder))
+    clone.run("dvc", "repro", PYTHONPATH=str(folder / "hook"), LOADED=str(folder))
     found: dict[str, set[str]] = {}
     for path in folder.glob("*.json"):
         found.setdefault(path.name.split(".")[0], set()).update(json.loads(path.read_text()))
@@ -138,10 +141,10 @@ def test_paths_are_those_of_the_code() -> None:
             paths.curves,
         )
         named |= {str(path(model)) for path in of_model}
-        named |= {str(paths.timing(model) / f"{step}.json") for step in ("train", "features")}
+        named |= {str(paths.timing(model) / f"{step}.json") for step in ("train", "features", "pretrain")}
     for name, stage in STAGES.items():
         used = outputs(stage) | {dep for dep in stage["deps"] if not dep.startswith("stages/")}
-        assert used - {"${data}"} <= named, name
+        assert used - {"${data}", "${pretrain.extra}"} <= named, name
 
 
 def attributes(tree: ast.AST, name: str) -> set[str]:
@@ -181,7 +184,11 @@ def test_a_stage_lists_exactly_the_parameters_that_it_reads(name: str) -> None:
         read |= {"${model}"}  # the chosen model's section, whole
     if name.startswith("train-"):
         read |= {*model}
-    if name.startswith(("features-", "infer-")) and name != "infer-scratch":  # scratch's is read for its type alone
+    if name.startswith("chunked-resize"):  # only that of the images without labels reads it
+        read = read - {"pretrain"} | ({"pretrain.extra"} if model else set())
+    if name == "pretrain-selfsupervised":
+        read = read - {"selfsupervised"} | {f"selfsupervised.{key}" for key in attributes(tree, "section")}
+    if name.startswith(("features-", "infer-")) and model[0] in PRETRAINED:  # scratch's is read for its type alone
         of_section = attributes(tree, "section")
         read |= {f"{model[0]}.{key}" for attr in of_section for key in READ_BY.get(attr, {attr})}
     if name == "features-backbone":  # the others have one network

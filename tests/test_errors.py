@@ -374,7 +374,7 @@ def test_a_dead_worker_is_a_user_error(drawn: Path, tmp_path: Path, monkeypatch:
     names = sorted(path.name for path in (drawn / "images").iterdir())
     monkeypatch.setattr(chunked_resize, "resize_chunk", _die)
     with pytest.raises(UserError, match="a worker was killed, probably for lack of memory"):
-        chunked_resize.resize(names, drawn / "images", 40, 32, tmp_path, 2)
+        chunked_resize.resize({name: drawn / "images" / name for name in names}, 40, 32, tmp_path, 2)
 
 
 def _die(*arguments: object) -> None:

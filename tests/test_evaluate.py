@@ -139,7 +139,7 @@ def test_predictions_that_can_not_be_read_are_one_error_that_names_the_file(
 def test_the_seconds_of_training_include_the_backbones_pass() -> None:
     train = {"seconds": 20.0, "epochs": 4, "images": 400, "parameters": 9, "device": "CPU"}
     validation = {"validation_macro_f1": 0.5, "best_epoch": 3}
-    assert report.training(train, {"seconds": 100.0}, validation) == {
+    assert report.training(train, [{"seconds": 100.0}], validation) == {
         "seconds": 120.0,
         "seconds_per_epoch": 5.0,
         "epochs": 4,
@@ -148,4 +148,4 @@ def test_the_seconds_of_training_include_the_backbones_pass() -> None:
         "device": "CPU",
         **validation,
     }
-    assert report.training(train, {}, validation)["seconds"] == 20.0
+    assert report.training(train, [], validation)["seconds"] == 20.0

@@ -153,9 +153,8 @@ def test_maps_of_tokens_are_refused_and_a_model_without_keras_hub_names_it(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["vit", "resnet"])
-def test_the_pipeline_runs_with_a_preset_and_predict_uses_its_model(clone: Clone, kind: str) -> None:
-    preset(clone.path / "preset", kind)
+def test_the_pipeline_runs_with_a_preset_and_predict_uses_its_model(clone: Clone) -> None:
+    preset(clone.path / "preset", "vit")
     clone.set(model="backbone", backbone__name="hub:preset", backbone__input_size="auto", backbone__fine_tune_epochs=1)
     shown = clone.run("dvc", "repro")
     assert "features-backbone: preset, imagenet weights" in shown

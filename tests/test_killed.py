@@ -378,7 +378,7 @@ def test_a_full_disk_is_one_line_that_names_the_path_and_keeps_finished_work(
 def origin(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """A repository in which dvc has run everything without a break."""
     clone = make_clone(tmp_path_factory.mktemp("origin") / "origin")
-    clone.set(scratch__epochs=40, scratch__patience=40)
+    clone.set(scratch__epochs=12, scratch__patience=12)
     clone.run("git", "commit", "-qam", "More epochs")
     clone.run("dvc", "repro")
     return clone
@@ -421,7 +421,7 @@ def test_a_stage_orphaned_by_a_killed_dvc_is_named_and_its_work_is_not_lost(
     os.kill(stage, signal.SIGCONT)
     while Path(f"/proc/{stage}").exists():
         time.sleep(0.01)
-    assert "resuming: 40/40 epochs of phase scratch done" in clone.run("dvc", "repro")
+    assert "resuming: 12/12 epochs of phase scratch done" in clone.run("dvc", "repro")
     assert md5s(clone) == md5s(origin)
     assert not list(clone.path.glob("models/scratch/.*"))
 

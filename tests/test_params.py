@@ -34,13 +34,13 @@ def test_committed_values_are_valid_and_frozen(tmp_path: Path) -> None:
 
 
 def test_every_model_has_a_section_and_nothing_else_is_a_model() -> None:
-    assert parameters.MODELS == ("scratch", "vgg16", "xception", "backbone")
+    assert parameters.MODELS == ("scratch", "selfsupervised", "vgg16", "xception", "backbone")
 
 
 @pytest.mark.parametrize(
     ("key", "value", "allowed"),
     [
-        ("model", "resnet", "scratch, vgg16, xception, backbone"),
+        ("model", "resnet", "scratch, selfsupervised, vgg16, xception, backbone"),
         ("model", None, "string"),
         ("target", "label", "'category' or 'activity'"),
         ("seed", "one", "integer"),
@@ -51,6 +51,9 @@ def test_every_model_has_a_section_and_nothing_else_is_a_model() -> None:
         ("data", "data", "choose one"),
         ("split.test", 0.9, "less than or equal to 0.45"),
         ("split.group", "person", "'video' or 'image'"),
+        ("split.labels_per_class", 0, "all or an integer of at least 1"),
+        ("pretrain.batch_size", 1, "greater than or equal to 2"),
+        ("pretrain.min_area", 0.0, "greater than 0"),
         ("resize.size", 0, "greater than or equal to 32"),
         ("resize.max_bad", 2, "less than or equal to 1"),
         ("sample.images", 10, "greater than or equal to 160"),

@@ -17,9 +17,10 @@ from stages.common.runtime import paths
 from stages.common.runtime.errors import UserError
 from stages.common.runtime.files import write_csv
 from stages.common.runtime.parameters import Split
+from stages.common.splitting.assignment import assign
 from tests.conftest import set_parameters
 
-SECTION = Split(seed=1, group="video", validation=0.15, test=0.15)
+SECTION = Split(seed=1, group="video", labels_per_class="all", validation=0.15, test=0.15)
 
 
 def table(rows: list[tuple[str, int | None]]) -> pd.DataFrame:
@@ -42,6 +43,7 @@ sections = st.builds(
     Split,
     seed=st.integers(0, 2**32 - 1),
     group=st.just("video"),
+    labels_per_class=st.just("all"),
     validation=st.floats(0.01, 0.45),
     test=st.floats(0.01, 0.45),
 )
@@ -68,7 +70,7 @@ def test_no_video_in_two_parts_and_no_image_lost(rows: list[tuple[str, int | Non
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(1, 9)), min_size=1, max_size=40), st.integers(0, 99))
 def test_a_label_is_in_train_only_if_it_has_fewer_than_three_videos(videos: list[tuple[str, int]], seed: int) -> None:
     groups = [Counter({label: frames}) for label, frames in videos]
-    _, few = split.assign(groups, (0.7, 0.15, 0.15), seed)
+    _, few = assign(groups, (0.7, 0.15, 0.15), seed)
     counts = Counter(label for label, _ in videos)
     assert few == sorted(label for label in counts if counts[label] < 3)
 
@@ -76,7 +78,7 @@ def test_a_label_is_in_train_only_if_it_has_fewer_than_three_videos(videos: list
 def test_a_video_that_a_rare_label_keeps_in_train_makes_others_rare() -> None:
     # "b" has two videos, so both are in train; of the three of "a" only one is left then.
     groups = [Counter({"a": 1, "b": 1}), Counter({"a": 1, "b": 1}), Counter({"a": 1}), *[Counter({"c": 1})] * 3]
-    parts, few = split.assign(groups, (0.7, 0.15, 0.15), 0)
+    parts, few = assign(groups, (0.7, 0.15, 0.15), 0)
     assert few == ["a", "b"]
     assert parts[:3] == [0, 0, 0]
 
@@ -151,6 +153,56 @@ def test_main_lists_images_whatever_the_split(workspace: Path, drawn: Path) -> N
     split.main()
     assert paths.IMAGE_LIST.read_bytes() == listed
     assert paths.SPLIT.read_bytes() != parts
+
+
+BUDGETS = (1, 2, 5)
+
+
+def test_a_budget_of_labels_is_spread_over_videos_and_part_of_a_larger_one() -> None:
+    rows: list[tuple[str, int | None]] = [("a", video) for video in range(12) for _ in range(3)]
+    rows += [("b", 20 + video) for video in range(12)] + [("", None)] * 4
+    whole, _ = split.split(table(rows), "category", SECTION)
+    kept = {}
+    for budget in BUDGETS:
+        result = split.with_budget(whole, budget, 1)
+        train = result[result["part"] == "train"]
+        assert train.groupby("label").size().to_dict() == {"a": budget, "b": budget}
+        assert (train.groupby(["label", "video"]).size() == 1).all()
+        # The others keep their part, or lose their label.
+        others = result.drop(train.index)
+        given = whole[whole["part"].isin(["validation", "test"])]
+        pd.testing.assert_frame_equal(others[others["part"] != "unlabelled"], given)
+        assert set(result.loc[result["part"] == "unlabelled", "label"]) == {""}
+        kept[budget] = set(train["image"])
+    assert kept[1] < kept[2] < kept[5] < set(whole.loc[whole["part"] == "train", "image"])
+    pd.testing.assert_frame_equal(split.with_budget(whole, 1000, 1), whole)
+    other = split.with_budget(whole, 5, 2)
+    assert set(other.loc[other["part"] == "train", "image"]) != kept[5]
+
+
+def test_images_without_labels_are_listed_and_a_budget_changes_no_list(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows: list[tuple[str, int | None]] = [*[("a", None)] * 10, *[("b", None)] * 10, *[("", None)] * 3]
+    annotations = table(rows)
+    annotations["part"] = [*["train"] * 6, *["validation"] * 2, *["test"] * 2] * 2 + ["", "train", "test"]
+    write_csv(paths.ANNOTATIONS, annotations)
+    split.main()
+    shown = capsys.readouterr().out
+    assert "split: 12 train, 4 validation, 4 test, 2 unlabelled\n" in shown
+    assert "split: 1 images without label are in a given validation or test part: not used" in shown
+    assert list(read_split()["part"])[-3:] == ["unlabelled", "unlabelled", "held_out"]
+    assert paths.UNLABELLED_LIST.read_text().split() == ["20.jpg", "21.jpg", "22.jpg"]
+    train = [f"{number}.jpg" for number in (*range(6), *range(10, 16))]
+    assert paths.PRETRAINING_LIST.read_text().split() == sorted([*train, "20.jpg", "21.jpg"])
+    lists = [path.read_bytes() for path in (paths.IMAGE_LIST, paths.UNLABELLED_LIST, paths.PRETRAINING_LIST)]
+    set_parameters(Path("params.yaml"), {"split.labels_per_class": 2})
+    split.main()
+    assert (
+        "split: 4 train images keep their label, at most 2 of each: the others count as unlabelled"
+        in capsys.readouterr().out
+    )
+    assert lists == [path.read_bytes() for path in (paths.IMAGE_LIST, paths.UNLABELLED_LIST, paths.PRETRAINING_LIST)]
 
 
 def test_images_of_one_video_share_a_key_and_an_image_without_a_video_has_its_own() -> None:

@@ -16,6 +16,8 @@ from stages.common.runtime.errors import UserError, is_system_fault, short
 from stages.common.runtime.files import new_file
 
 NAMES = "image"
+# Before the names of images of `pretrain.extra`: no name that a data set gives has two slashes.
+EXTRA = "extra//"
 AGAIN = "remove its folder and run dvc repro to make it again"
 
 
@@ -90,15 +92,15 @@ def _names(file: h5py.File) -> list[str]:
 
 
 class Rows:
-    """The rows of one dataset over all chunks of a folder, found by image name and read one by one: memory stays flat.
+    """The rows of one dataset over all chunks of some folders, found by image name and read one by one: memory stays flat.
 
     Raises:
         UserError: a chunk file is damaged, lacks the dataset, or is not laid out as `write` does it.
     """
 
-    def __init__(self, folder: Path, dataset: str) -> None:
+    def __init__(self, folder: Path, dataset: str, *more: Path) -> None:
         self.places: dict[str, tuple[str, int]] = {}
-        for path in paths(folder):
+        for path in (path for place in (folder, *more) for path in paths(place)):
             with _opened(path) as file:
                 if dataset not in file:
                     raise UserError(f"{path} contains no {dataset}; make them with dvc repro")

@@ -11,6 +11,7 @@ from stages.common.runtime.paths import RESIZE_METRICS, SPLIT
 
 PARTS = ("train", "validation", "test")
 UNLABELLED = "unlabelled"
+HELD_OUT = "held_out"  # has no label, and the data set puts it into validation or test: nothing reads it
 
 
 def video_keys(images: pd.Series, videos: pd.Series) -> pd.Series:
@@ -38,7 +39,26 @@ def read_split() -> pd.DataFrame:
 
 def labels_of(split: pd.DataFrame) -> list[str]:
     """The labels, sorted: a model's outputs are in this order."""
-    return sorted(split.loc[split["part"] != UNLABELLED, "label"].unique())
+    return sorted(split.loc[is_labelled(split), "label"].unique())
+
+
+def is_labelled(split: pd.DataFrame) -> pd.Series:
+    """Whether each image is in one of `PARTS`, bool."""
+    return split["part"].isin(PARTS)
+
+
+def without_labels(split: pd.DataFrame) -> list[str]:
+    """The images from which a model may learn without their labels, sorted.
+
+    Those of train, and the unlabelled ones of which no image of the same video is in another part.
+    """
+    keys, train, unlabelled = (
+        video_keys(split["image"], split["video"]),
+        split["part"] == PARTS[0],
+        split["part"] == UNLABELLED,
+    )
+    others = keys.isin(keys[~train & ~unlabelled])
+    return sorted(split.loc[train | (unlabelled & ~others), "image"])
 
 
 def images_of(split: pd.DataFrame, part: str, decoded: Container[str]) -> pd.DataFrame:

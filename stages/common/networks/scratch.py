@@ -1,10 +1,10 @@
-"""The CNN that is trained from random weights."""
+"""The CNN that is trained from random weights: convolutions, and a classifier on them."""
 
 from stages.common.runtime.backend import keras
 
 
-def scratch(size: int, pool: int, filters: list[int], dropout: float, labels: int) -> keras.Model:
-    """A CNN with random weights: uint8 images, (n, size, size, 3), to logits, (n, labels) float32.
+def encoder(size: int, pool: int, filters: list[int]) -> keras.Model:
+    """Convolutions with random weights: uint8 images, (n, size, size, 3), to feature maps, (n, height, width, filters[-1]).
 
     It contains its own scaling, so that training and prediction can't differ in it.
 
@@ -12,8 +12,6 @@ def scratch(size: int, pool: int, filters: list[int], dropout: float, labels: in
         size: side of the images in pixels.
         pool: each pool x pool pixels are averaged first.
         filters: the width of each block; a block halves the side.
-        dropout: fraction of the last block's values dropped in training.
-        labels: number of logits.
     """
     images = keras.Input((size, size, 3), dtype="uint8", name="images")
     x = keras.layers.Rescaling(1 / 127.5, offset=-1.0, name="scale")(images)
@@ -23,5 +21,23 @@ def scratch(size: int, pool: int, filters: list[int], dropout: float, labels: in
         x = keras.layers.Conv2D(width, 3, 2, padding="same", use_bias=False, name=f"conv{block}")(x)
         x = keras.layers.BatchNormalization(momentum=0.9, name=f"norm{block}")(x)
         x = keras.layers.Activation("relu", name=f"relu{block}")(x)
-    x = keras.layers.Dropout(dropout, name="dropout")(keras.layers.Flatten(name="flatten")(x))
-    return keras.Model(images, keras.layers.Dense(labels, dtype="float32", name="logits")(x), name="scratch")
+    return keras.Model(images, x, name="encoder")
+
+
+def classifier(convolutions: keras.Model, dropout: float, labels: int) -> keras.Model:
+    """Put a classifier with random weights on an encoder: uint8 images to logits, (n, labels) float32.
+
+    Args:
+        convolutions: as `encoder` makes them.
+        dropout: fraction of the last block's values dropped in training.
+        labels: number of logits.
+    """
+    flat = keras.layers.Flatten(name="flatten")(convolutions.output)
+    x = keras.layers.Dropout(dropout, name="dropout")(flat)
+    logits = keras.layers.Dense(labels, dtype="float32", name="logits")(x)
+    return keras.Model(convolutions.input, logits, name="scratch")
+
+
+def scratch(size: int, pool: int, filters: list[int], dropout: float, labels: int) -> keras.Model:
+    """The whole CNN, with random weights: a `classifier` on an `encoder`."""
+    return classifier(encoder(size, pool, filters), dropout, labels)

@@ -1,5 +1,7 @@
 """The recipe of the CNN from scratch: one phase on the images."""
 
+from collections.abc import Callable
+
 import pandas as pd
 
 from stages.common.dataset.chunks import Rows
@@ -21,10 +23,26 @@ def train(name: str, section: Scratch, seed: int, split: pd.DataFrame, trainer: 
         split: the table of the stage split; its test part is not read.
         trainer: records the epochs.
     """
+
+    def build(rows: Rows, labels: int) -> keras.Model:
+        return scratch(rows.shape[0], section.pool, section.filters, section.dropout, labels)
+
+    return train_on(build, name, section, seed, split, trainer)
+
+
+def train_on(
+    build: Callable[[Rows, int], keras.Model],
+    name: str,
+    section: Scratch,
+    seed: int,
+    split: pd.DataFrame,
+    trainer: Trainer,
+) -> Trained:
+    """As `train`, of the model that `build` returns for the resized images and a number of labels."""
     rows = Rows(paths.RESIZED, "pixels")
     labels, train, validation = labelled_parts(split, rows)
     keras.utils.set_random_seed(seed)
-    model = scratch(rows.shape[0], section.pool, section.filters, section.dropout, len(labels))
+    model = build(rows, len(labels))
     phase = phase_of(name, section, seed, augment=section.augment)
     best, _ = trainer.fit(model, Examples(rows, train, validation), phase)
     return Trained(model, rows, lambda: model, labels, best)

@@ -40,9 +40,16 @@ class Mpii(Section):
     annotations_url: Url
 
 
+def _labels_per_class(value: Any) -> Any:
+    if value == "all" or (type(value) is int and value >= 1):
+        return value
+    raise PydanticCustomError("labels_per_class", "Input should be all or an integer of at least 1")
+
+
 class Split(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     group: Literal["video", "image"]
+    labels_per_class: Annotated[int | Literal["all"], PlainValidator(_labels_per_class)]
     validation: Annotated[float, Field(ge=0.01, le=0.45)]
     test: Annotated[float, Field(ge=0.01, le=0.45)]
 
@@ -74,6 +81,21 @@ class Scratch(Training):
     filters: Annotated[list[Annotated[int, Field(ge=1, le=2048)]], Field(min_length=1, max_length=8)]
     pool: Annotated[int, Field(ge=1, le=16)]
     augment: bool
+
+
+class SelfSupervised(Scratch):
+    """The CNN from scratch on an encoder that has learned without labels, as `Pretrain` says."""
+
+    probe: bool
+
+
+class Pretrain(Section):
+    extra: Text
+    epochs: Annotated[int, Field(ge=0)]
+    batch_size: Annotated[int, Field(ge=2, le=4096)]
+    learning_rate: Rate
+    min_area: Rate
+    colour: Fraction
 
 
 def _input_size(value: Any) -> Any:
@@ -115,7 +137,7 @@ class Backbone(Pretrained):
 
 
 class Parameters(Section):
-    """The whole of params.yaml. A field of type `Scratch`, `Pretrained` or `Backbone` is a model that `model` can choose."""
+    """The whole of params.yaml. A field whose type is a `Training` is a model that `model` can choose."""
 
     data: Text
     target: Literal["category", "activity"]
@@ -127,7 +149,9 @@ class Parameters(Section):
     split: Split
     resize: Resize
     cross_validation: CrossValidation
+    pretrain: Pretrain
     scratch: Scratch
+    selfsupervised: SelfSupervised
     vgg16: Pretrained
     xception: Pretrained
     backbone: Backbone
@@ -143,14 +167,16 @@ class Parameters(Section):
         return self._uses(paths.MPII)
 
     def initial_weights(self, model: str) -> str:
-        """Where a pretrained model starts: imagenet, random or a weights file.
+        """Where a model starts: imagenet, random, a weights file, or for selfsupervised its own encoder.
 
         `auto` is random for the synthetic sample, so that trying the pipeline needs no download; a network whose weights
         come with its package or its preset has them always.
         """
+        section = getattr(self, model)
+        if isinstance(section, Scratch):
+            return "self-supervised" if isinstance(section, SelfSupervised) and self.pretrain.epochs else "random"
         if self.weights != "auto":
             return self.weights
-        section = getattr(self, model)
         bundled = isinstance(section, Backbone) and section.name.startswith(("efficientnet_lite", "hub:"))
         return "random" if self.uses_sample and not bundled else "imagenet"
 
@@ -168,7 +194,7 @@ def _sections(*kinds: type[Training]) -> tuple[str, ...]:
     return tuple(name for name, field in Parameters.model_fields.items() if field.annotation in kinds)
 
 
-MODELS = _sections(Scratch, Pretrained, Backbone)
+MODELS = _sections(Scratch, SelfSupervised, Pretrained, Backbone)
 PRETRAINED = _sections(Pretrained, Backbone)
 
 
@@ -237,6 +263,14 @@ def _check_across(parameters: Parameters, path: Path) -> None:
         raise UserError(
             f"{path}: data is {parameters.data!r}, which is not a folder; allowed are {', '.join(made_here)} or a folder "
             "of photographs (docs/data.md says how it may look)"
+        )
+    extra = Path(parameters.pretrain.extra).resolve()
+    inside = extra == data or extra in data.parents or data in extra.parents
+    if inside or not (extra.is_dir() or extra == paths.EXTRA.resolve()):
+        wrong = "contains data, or is in it" if inside else "is not a folder"
+        raise UserError(
+            f"{path}: pretrain.extra is {parameters.pretrain.extra!r}, which {wrong}; expected a folder of further "
+            f"photographs, or {paths.EXTRA}"
         )
 
 

@@ -22,6 +22,13 @@ ANNOTATIONS = Path("data/annotations.csv")
 SPLIT = Path("data/split.csv")
 IMAGE_LIST = Path("data/images.txt")
 RESIZED = Path("data/resized")
+# Images without labels, for the model selfsupervised.
+UNLABELLED_LIST = Path("data/unlabelled.txt")
+PRETRAINING_LIST = Path("data/pretraining.txt")
+UNLABELLED = Path("data/unlabelled")
+EXTRA = Path("data/extra")
+ENCODER = Path("models/selfsupervised/encoder.keras")
+PRETRAINING_CURVES = Path("plots/pretrain-selfsupervised.csv")
 
 NEAR_COPIES = Path("data/near_copies.csv")
 COPY_GROUPS = Path("data/groups.csv")
@@ -29,6 +36,7 @@ COPY_GROUPS = Path("data/groups.csv")
 ANNOTATE_METRICS = Path("metrics/annotate.json")
 SPLIT_METRICS = Path("metrics/split.json")
 RESIZE_METRICS = Path("metrics/chunked-resize.json")
+UNLABELLED_METRICS = Path("metrics/chunked-resize-unlabelled.json")
 AUDIT_METRICS = Path("metrics/audit.json")
 DATA_PAGE = Path("plots/data.html")
 
@@ -91,6 +99,11 @@ def train_timing(model: str) -> Path:
 def features_timing(model: str) -> Path:
     """Only pretrained models have it."""
     return timing(model) / "features.json"
+
+
+def pretrain_timing(model: str) -> Path:
+    """Only selfsupervised has it."""
+    return timing(model) / "pretrain.json"
 
 
 def curves(model: str) -> Path:

@@ -1,6 +1,7 @@
 """What the recipes of all kinds of models share."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -8,7 +9,7 @@ import pandas as pd
 from stages.common.dataset.chunks import Rows
 from stages.common.dataset.splits import images_of, labels_of
 from stages.common.runtime.backend import keras
-from stages.common.runtime.parameters import Pretrained, Scratch, Training
+from stages.common.runtime.parameters import Parameters, Pretrained, Scratch, SelfSupervised, Training
 from stages.common.training.batches import Part
 from stages.common.training.trainer import Phase, Trainer
 
@@ -59,6 +60,10 @@ Recipe = Callable[[str, Any, int, pd.DataFrame, Trainer], Trained]
 def recipe_of(section: Scratch | Pretrained) -> Recipe:
     """How a model with this section is trained."""
     # Imported here: a stage depends on the code that it loads, and a change of the heads must not train scratch again.
+    if isinstance(section, SelfSupervised):
+        from stages.common.recipes import selfsupervised
+
+        return selfsupervised.train
     if isinstance(section, Scratch):
         from stages.common.recipes import scratch
 
@@ -66,3 +71,12 @@ def recipe_of(section: Scratch | Pretrained) -> Recipe:
     from stages.common.recipes import pretrained
 
     return pretrained.train
+
+
+def recipe_of_folds(values: Parameters) -> Recipe:
+    """How the chosen model is trained on a fold: what it learns without labels, it learns again from the fold's images."""
+    if isinstance(values.chosen, SelfSupervised):
+        from stages.common.recipes import selfsupervised
+
+        return partial(selfsupervised.train_fold, values.pretrain)
+    return recipe_of(values.chosen)

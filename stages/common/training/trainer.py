@@ -1,6 +1,5 @@
 """Training in phases: epochs, early stopping, the best epoch by macro F1 on the validation part, and resuming."""
 
-import json
 import math
 import time
 import zlib
@@ -16,10 +15,10 @@ from tqdm import tqdm
 from stages.common.dataset.chunks import Rows
 from stages.common.evaluation.scores import f1
 from stages.common.runtime.backend import keras
-from stages.common.runtime.errors import UserError, is_system_fault, short
-from stages.common.runtime.files import new_file, remove
+from stages.common.runtime.errors import UserError
 from stages.common.runtime.progress import progress
 from stages.common.training.batches import Batches, Part, Shuffle
+from stages.common.training.checkpoint import restore, save
 from stages.common.training.losses import make_loss
 
 
@@ -106,17 +105,10 @@ class Trainer:
         rate = keras.optimizers.schedules.CosineDecay(phase.learning_rate, phase.epochs * _steps(examples, phase))
         model.compile(keras.optimizers.Adam(rate), make_loss(phase.imbalance, counts), metrics=["accuracy"])
         model.optimizer.build(model.trainable_variables)
-        checkpoint = self.folder / f"{phase.name}.npz"
         done, best_weights = _Progress(min_f1), model.get_weights()
-        if checkpoint.exists():
-            try:
-                done, best_weights = _restore(model, checkpoint)
-                print(f"{self.stage}: resuming: {len(done.epochs)}/{phase.epochs} epochs of phase {phase.name} done")
-            except Exception as error:  # zip, NumPy and JSON have many types for a damaged file
-                if is_system_fault(error):
-                    raise
-                remove(checkpoint)
-                print(f"{self.stage}: discarded a damaged checkpoint ({short(error)}): phase {phase.name} starts again")
+        if restored := restore(model, self.folder / f"{phase.name}.npz", self.stage, _checked):
+            done, best_weights = restored
+            print(f"{self.stage}: resuming: {len(done.epochs)}/{phase.epochs} epochs of phase {phase.name} done")
             for row in done.epochs:
                 self.show(row)
         best_weights = self._run(model, examples, phase, done, best_weights)
@@ -177,7 +169,7 @@ class Trainer:
                     done.best, done.best_epochs = row.get("validation_macro_f1", done.best), len(done.epochs)
                     best_weights = model.get_weights()
                 done.seconds += time.perf_counter() - start
-                _save(model, done, best_weights, self.folder / f"{phase.name}.npz")
+                save(model, asdict(done), self.folder / f"{phase.name}.npz", best_weights)
         return best_weights
 
 
@@ -230,34 +222,16 @@ def logits_of(model: keras.Model, rows: Rows, part: Part, batch_size: int) -> np
     return np.concatenate([model.predict_on_batch(features) for features, _ in batches])
 
 
-def _save(model: keras.Model, done: _Progress, best_weights: list[np.ndarray], path: Path) -> None:
-    optimizer = [keras.ops.convert_to_numpy(variable) for variable in model.optimizer.variables]
-    values = {"weights": model.get_weights(), "best": best_weights, "optimizer": optimizer}
-    arrays = {f"{name} {number}": array for name, arrays in values.items() for number, array in enumerate(arrays)}
-    with new_file(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, run=np.array(json.dumps(asdict(done))), **arrays)
-
-
-def _restore(model: keras.Model, path: Path) -> tuple[_Progress, list[np.ndarray]]:
-    counts = {"weights": len(model.weights), "best": len(model.weights), "optimizer": len(model.optimizer.variables)}
-    with np.load(path, allow_pickle=False) as stored:
-        weights, best, optimizer = (
-            [stored[f"{name} {number}"] for number in range(count)] for name, count in counts.items()
-        )
-        done = _Progress(**json.loads(str(stored["run"])))
-    expected = [*model.weights, *model.weights, *model.optimizer.variables]
-    if [array.shape for array in (*weights, *best, *optimizer)] != [variable.shape for variable in expected]:
-        raise ValueError("its arrays have other shapes than the model's")
+def _checked(record: dict[str, Any]) -> _Progress:
+    """The record of a checkpoint, or a `ValueError`."""
+    done = _Progress(**record)
     if (
         not isinstance(done.best, float)
         or not isinstance(done.seconds, float)
         or not all("epoch" in row for row in done.epochs)
     ):
         raise ValueError("its record of the epochs is not one")
-    model.set_weights(weights)
-    for variable, value in zip(model.optimizer.variables, optimizer, strict=True):
-        variable.assign(value)
-    return done, best
+    return done
 
 
 def _line(stage: str, row: dict[str, Any], better: bool) -> str:

@@ -1,0 +1,164 @@
+"""An encoder that learns from images without labels: epochs, checkpoints, and an end when its embeddings collapse."""
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stages.common.dataset.chunks import EXTRA, Rows
+from stages.common.networks.scratch import encoder
+from stages.common.pretraining.vicreg import VICReg, covariance, invariance, spread
+from stages.common.pretraining.views import Strength, Views
+from stages.common.runtime.backend import keras
+from stages.common.runtime.errors import UserError
+from stages.common.runtime.parameters import Pretrain, Scratch
+from stages.common.runtime.progress import progress
+from stages.common.training.checkpoint import restore, save
+
+ops = keras.ops
+
+PHASE = "pretraining"
+# Layers between the averaged feature maps and the loss, which are not kept.
+EXPANDER = (512, 512, 512)
+WEIGHT_DECAY = 1e-4
+# Below it, of the 1 that the loss asks for, the embeddings are the same for all images.
+MIN_SPREAD = 0.02
+
+
+@dataclass
+class Done:
+    """The epochs so far, a row each, and their seconds, those of interrupted runs included."""
+
+    epochs: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def images_to_learn_from(rows: Rows, listed: list[str]) -> list[str]:
+    """The images among `rows` that are listed, and those of `pretrain.extra`, but no copy of a test or validation image.
+
+    An image that is in neither belongs to the validation or the test part, or to a video of theirs. An image with the same
+    pixels as one of those, and another name, is left out: photographs of a data set often come from the folder that is
+    now given as `extra`.
+
+    Args:
+        rows: of the dataset pixels.
+        listed: the names in data/pretraining.txt.
+    """
+    chosen = {name for name in listed if name in rows} | {name for name in rows.places if name.startswith(EXTRA)}
+    hidden = {_digest(rows, name) for name in rows.places if name not in chosen}
+    return [name for name in sorted(chosen) if _digest(rows, name) not in hidden]
+
+
+def _digest(rows: Rows, name: str) -> bytes:
+    return hashlib.sha256(rows.read([name]).tobytes()).digest()
+
+
+def pretrain(
+    rows: Rows,
+    images: list[str],
+    network: Scratch,
+    how: Pretrain,
+    seed: int,
+    stage: str,
+    folder: Path,
+    show: Callable[[dict[str, Any]], None] = lambda row: None,
+) -> tuple[keras.Model, Done]:
+    """Train an encoder by VICReg on two augmented views of each image.
+
+    After each epoch a checkpoint in `folder` has everything that the next one depends on.
+
+    Args:
+        rows: of the dataset pixels.
+        images: names of those to learn from.
+        network: its `pool` and `filters` are those of the encoder.
+        how: epochs, rate, batches, strength of the augmentation. Without epochs the weights stay random.
+        seed: of the initial weights, the order and the views.
+        stage: for messages.
+        folder: of the checkpoint.
+        show: is called with each epoch's row at once.
+
+    Returns:
+        The encoder, as `networks.scratch.encoder` makes it, and what each epoch had: the means over its batches of the
+        loss, the mean squared distance of two views, the covariance, and the embeddings' standard deviation.
+
+    Raises:
+        UserError: fewer than two images, embeddings that are equal for all images or not finite, or the system refused to
+            write.
+    """
+    size = rows.shape[0]
+    if len(images) < 2:
+        raise UserError(f"{stage}: {len(images)} images to learn from; expected two or more, labelled or not")
+    keras.utils.set_random_seed(seed)
+    # The views have the size after `pool`, so that nothing is averaged again.
+    side = size // network.pool
+    learner = encoder(side, 1, network.filters)
+    model = _with_expander(learner, side)
+    views = Views(rows, images, side, how.batch_size, Strength(how.min_area, how.colour), seed)
+    rate = keras.optimizers.schedules.CosineDecay(how.learning_rate, max(1, how.epochs * len(views)))
+    model.compile(keras.optimizers.AdamW(rate, WEIGHT_DECAY), VICReg(), metrics=[invariance, covariance, spread])
+    model.optimizer.build(model.trainable_variables)
+    done, path = Done(), folder / f"{PHASE}.npz"
+    if restored := restore(model, path, stage, _checked):
+        done, _ = restored
+        print(f"{stage}: resuming: {len(done.epochs)}/{how.epochs} epochs done")
+        for row in done.epochs:
+            show(row)
+    total = how.epochs * len(views)
+    with progress(total, stage, "batch", initial=len(done.epochs) * len(views)) as bar:
+        for epoch in range(len(done.epochs), how.epochs):
+            start, sums = time.perf_counter(), dict.fromkeys(("loss", "invariance", "covariance", "spread"), 0.0)
+            for batch in views.epoch(epoch):
+                seen = model.train_on_batch(list(batch), np.zeros((len(batch.pixels), 1), np.float32), return_dict=True)
+                sums = {key: value + float(seen[key]) for key, value in sums.items()}
+                bar.update()
+            row = {"epoch": epoch + 1} | {key: value / len(views) for key, value in sums.items()}
+            _check(row, stage)
+            bar.write(f"{stage}: epoch {epoch + 1}: loss {row['loss']:.3f}, embeddings' deviation {row['spread']:.3f}")
+            show(row)
+            done.epochs.append(row)
+            done.seconds += time.perf_counter() - start
+            save(model, asdict(done), path, model.get_weights())
+    result = encoder(size, network.pool, network.filters)
+    result.set_weights(learner.get_weights())
+    return result, done
+
+
+def _with_expander(learner: keras.Model, side: int) -> keras.Model:
+    """From crops and colours, as `Views` makes them, to embeddings."""
+    pixels = keras.Input((side, side, 3), dtype="uint8", name="views")
+    colours = keras.Input((3, 4), name="colours")
+    flat = ops.reshape(ops.cast(pixels, "float32"), (-1, side * side, 3))
+    changed = ops.matmul(flat, ops.transpose(colours[:, :, :3], (0, 2, 1))) + ops.expand_dims(colours[:, :, 3], 1)
+    x = ops.reshape(ops.clip(changed, 0.0, 255.0), (-1, side, side, 3))
+    for layer in learner.layers[1:]:
+        x = layer(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    for width in EXPANDER[:-1]:
+        x = keras.layers.Dense(width, use_bias=False)(x)
+        x = keras.layers.Activation("relu")(keras.layers.BatchNormalization(momentum=0.9)(x))
+    return keras.Model([pixels, colours], keras.layers.Dense(EXPANDER[-1], use_bias=False)(x))
+
+
+def _check(row: dict[str, float], stage: str) -> None:
+    if not all(np.isfinite(value) for value in row.values()):
+        raise UserError(
+            f"{stage}: the loss of epoch {row['epoch']} is not finite; nothing is saved: lower pretrain.learning_rate"
+        )
+    if row["spread"] < MIN_SPREAD:
+        raise UserError(
+            f"{stage}: collapsed in epoch {row['epoch']}: the embeddings of different images have a standard deviation of "
+            f"{row['spread']:.4f}; expected {MIN_SPREAD} or more, and near 1 at the end: lower pretrain.learning_rate, raise "
+            "pretrain.min_area, or add images that differ"
+        )
+
+
+def _checked(record: dict[str, Any]) -> Done:
+    """The record of a checkpoint, or a `ValueError`."""
+    done = Done(**record)
+    if not isinstance(done.seconds, float) or not all("loss" in row for row in done.epochs):
+        raise ValueError("its record of the epochs is not one")
+    return done

@@ -1,0 +1,47 @@
+"""The encoder of the model selfsupervised, from the images of the train part and those without labels.
+
+No validation or test image is among them, labelled or not.
+"""
+
+import pandas as pd
+
+from stages.common.dataset.chunks import Rows
+from stages.common.networks.serialization import save
+from stages.common.pretraining.pretrainer import images_to_learn_from, pretrain
+from stages.common.runtime import errors, parameters, paths
+from stages.common.runtime.backend import device
+from stages.common.runtime.files import reading, write_csv, write_json
+from stages.common.runtime.live import live_curves
+from stages.common.runtime.lock import lock
+from stages.common.runtime.parameters import Pretrain, SelfSupervised
+from stages.common.runtime.resuming import code, fingerprint, resumable
+
+MODEL = "selfsupervised"
+STAGE = f"pretrain-{MODEL}"
+COLUMNS = ("epoch", "loss", "invariance", "covariance", "spread")
+
+
+@lock(STAGE)
+def main() -> None:
+    values = parameters.load()
+    _run(values.selfsupervised, values.pretrain, values.seed)
+
+
+def _run(section: SelfSupervised, how: Pretrain, seed: int) -> None:
+    rows = Rows(paths.RESIZED, "pixels", paths.UNLABELLED)
+    with reading(paths.PRETRAINING_LIST):
+        listed = paths.PRETRAINING_LIST.read_text(encoding="utf-8").split("\n")[:-1]
+    images = images_to_learn_from(rows, listed)
+    print(f"{STAGE}: {len(images)} images, on {device()}")
+    inputs = fingerprint(file for folder in (paths.RESIZED, paths.UNLABELLED) for file in sorted(folder.iterdir()))
+    depends = seed, section.pool, section.filters, how.model_dump(), images, inputs
+    with resumable(paths.ENCODER, code(), device(), *depends) as folder:
+        encoder, done = pretrain(rows, images, section, how, seed, STAGE, folder, live_curves())
+        save(encoder, paths.ENCODER, [])
+        write_csv(paths.PRETRAINING_CURVES, pd.DataFrame(done.epochs, columns=list(COLUMNS)).round(6))
+        timing = {"seconds": round(done.seconds, 1), "epochs": len(done.epochs), "images": len(images)}
+        write_json(paths.pretrain_timing(MODEL), timing)
+
+
+if __name__ == "__main__":
+    errors.run(main)
