@@ -1,4 +1,7 @@
-"""Label images with a trained model: python -m commands.predict PATH... [--model NAME|FILE] [--csv OUT] [--top N]."""
+"""Label images with a trained model, and show what in them the label rests on.
+
+python -m commands.predict PATH... [--model NAME|FILE] [--csv OUT] [--top N] [--explain FOLDER]
+"""
 
 import argparse
 import itertools
@@ -14,12 +17,14 @@ from typing import TextIO
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from stages.common.backbones.backbone import inline
 from stages.common.backbones.batch_norm import fold_batch_norm
 from stages.common.evaluation.predictions import prediction_table
+from stages.common.explanation.heat_maps import Explained, explained, heat_maps, overlay
 from stages.common.images import layout
-from stages.common.images.decoding import DecodeError, decode
+from stages.common.images.decoding import DecodeError, decode, dimensions
 from stages.common.networks.serialization import load
 from stages.common.runtime import errors, parameters, paths
 from stages.common.runtime.backend import keras, on_cpu
@@ -31,6 +36,7 @@ BATCH = 8 if on_cpu() else 32
 AHEAD = 4  # batches that are decoded while the network runs
 ROWS = 64  # of the table, written at once
 LISTED = 20  # images; of more, only a summary is printed
+LONGEST = 640  # pixels of the longer side of a picture with a heat map
 
 
 def find_images(places: list[Path]) -> list[Path]:
@@ -93,6 +99,12 @@ def main() -> None:
         "--csv", type=Path, metavar="OUT", help="also write image, prediction, probability and each label's probability"
     )
     parser.add_argument("--top", type=_count, default=5, metavar="N", help="labels to print of each image (default: 5)")
+    parser.add_argument(
+        "--explain",
+        type=Path,
+        metavar="FOLDER",
+        help="also write each image with a heat map of what its label rests on",
+    )
     arguments = parser.parse_args()
     images = find_images(arguments.paths)
     if not images:
@@ -108,8 +120,37 @@ def main() -> None:
         raise UserError(
             f"{file}: {len(labels)} labels for an output of {model.output_shape[1:]}; expected a model that a train stage wrote"
         )
+    pictures = None
+    if arguments.explain:
+        pictures = Pictures(arguments.explain, explained(model, str(file)))
     with _table(target) as table:
-        _predict(model, labels, images, arguments.top, table)
+        _predict(model, labels, images, arguments.top, table, pictures)
+
+
+class Pictures:
+    """Writes photographs with heat maps into `folder`, as NUMBER-NAME.png in the order of the command line.
+
+    Raises:
+        UserError: the folder can't be made, or a picture not be written.
+    """
+
+    def __init__(self, folder: Path, parts: Explained) -> None:
+        self.folder, self.parts, self.count = folder, parts, 0
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise write_error(folder, error) from error
+
+    def write(self, path: Path, probabilities: np.ndarray) -> None:
+        """Write the photograph in `path` with the evidence for its most probable label."""
+        self.count += 1
+        heat = heat_maps(self.parts, decode(path, self.parts.to_maps.input_shape[1])[None])[0, probabilities.argmax()]
+        width, height = dimensions(path)
+        scale = min(1.0, LONGEST / max(width, height))
+        size = max(1, round(scale * width)), max(1, round(scale * height))
+        picture = Image.fromarray(decode(path, max(size))).resize(size, Image.Resampling.LANCZOS)
+        with new_file(self.folder / f"{self.count:05d}-{path.stem}.png") as temporary:
+            Image.fromarray(overlay(np.asarray(picture), heat)).save(temporary, "PNG")
 
 
 def _count(text: str) -> int:
@@ -157,8 +198,15 @@ def _opened(path: Path) -> TextIO:
     return path.open("w", encoding="utf-8", errors="surrogateescape", newline="")
 
 
-def _predict(model: keras.Model, labels: list[str], images: list[Path], top: int, table: TextIO | None) -> None:
-    """Print the labels of each image, or of many images a summary, and write the table as the images are labelled."""
+def _predict(
+    model: keras.Model,
+    labels: list[str],
+    images: list[Path],
+    top: int,
+    table: TextIO | None,
+    pictures: Pictures | None,
+) -> None:
+    """Print the labels of each image, or of many images a summary, and write table and pictures as they are labelled."""
     found: Counter[str] = Counter()
     few = len(images) <= LISTED
     labelled = label_images(model, images)
@@ -170,6 +218,8 @@ def _predict(model: keras.Model, labels: list[str], images: list[Path], top: int
                     bar.write(printable(f"{path}: skipped: {result}"), file=sys.stderr)
                     continue
                 good[str(path)] = result
+                if pictures:
+                    pictures.write(path, result)
                 if few:
                     print(printable(f"{path}: {_best(result, labels, top)}"))
             if good:
@@ -184,6 +234,11 @@ def _predict(model: keras.Model, labels: list[str], images: list[Path], top: int
         for label, count in found.most_common():
             print(printable(f"{label}: {count} images"))
     print(f"{found.total()} images labelled, {len(images) - found.total()} skipped", file=sys.stderr)
+    if pictures:
+        print(
+            f"{pictures.count} pictures in {pictures.folder}: yellow is where the evidence for the label is",
+            file=sys.stderr,
+        )
     if not few and not table:
         print("for the label of each image: --csv OUT", file=sys.stderr)
 

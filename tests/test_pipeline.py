@@ -15,6 +15,7 @@ from stages.common.evaluation.metrics import METRICS
 from stages.common.runtime import paths
 from stages.common.runtime.parameters import MODELS
 from tests.conftest import TINY, Clone, make_clone
+from tests.test_hub import preset
 from tests.test_matlab import act, image, save
 
 pytestmark = pytest.mark.slow
@@ -223,11 +224,16 @@ def _states(clone: Clone) -> list[str]:
 
 def test_a_folder_of_the_user_with_another_target_on_jax(clone: Clone, drawn: Path, tmp_path: Path) -> None:
     shutil.copytree(drawn, tmp_path / "somewhere else" / "mine")
-    clone.set(data=str(tmp_path / "somewhere else"), target="activity", model="backbone", weights="random")
-    clone.set(backbone__fine_tune_epochs=1, resize__size=32)
-    shown = clone.run("dvc", "repro", KERAS_BACKEND="jax")
-    assert "data/dvc.yaml:sample" not in ran(shown)
-    assert "on jax" in clone.json("metrics/training.json")["device"]
+    clone.set(data=str(tmp_path / "somewhere else"), target="activity", resize__size=32)
+    # A small one, as JAX compiles a training step for most of a minute.
+    preset(clone.path / "preset", "resnet")
+    clone.set(backbone__name="hub:preset", backbone__input_size="auto", backbone__fine_tune_epochs=1)
+    for model in ("backbone", "selfsupervised"):
+        clone.set(model=model)
+        shown = clone.run("dvc", "repro", KERAS_BACKEND="jax")
+        assert "data/dvc.yaml:sample" not in ran(shown)
+        assert clone.json("metrics/evaluation.json")["model"] == model
+        assert "on jax" in clone.json("metrics/training.json")["device"]
     assert clone.json("metrics/split.json")["labels"] > 20
 
 

@@ -19,6 +19,7 @@ from stages.common.networks.serialization import load, save
 from stages.common.runtime import paths
 from stages.common.runtime.backend import keras
 from stages.common.runtime.errors import UserError
+from stages.train import with_probabilities
 from tests.conftest import ROOT
 
 LABELS = ["a", "b, c", "d", "e", "f", "g"]
@@ -68,6 +69,28 @@ def test_the_probabilities_are_the_models(photos: Path) -> None:
     expected = model.predict_on_batch(decode(photos / "ü 1.jpg", 72)[None])[0]
     assert isinstance(probabilities, np.ndarray)
     np.testing.assert_allclose(probabilities, expected, atol=1e-6)
+
+
+def test_pictures_with_heat_maps_are_written_in_order(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (1000, 2000, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(photos / "wide.jpg")
+    logits = scratch(72, 2, [4], 0.0, len(LABELS))
+    save(with_probabilities(logits, "scratch"), paths.model_file("scratch"), LABELS)
+    run(monkeypatch, "photos", "--explain", "maps/of these")
+    assert "3 pictures in maps/of these: yellow is where the evidence" in capsys.readouterr().err
+    found = {path.name: np.asarray(Image.open(path)) for path in sorted(Path("maps/of these").iterdir())}
+    assert [name.split("-")[0] for name in found] == ["00001", "00002", "00003"]
+    assert {name.split("-")[1]: picture.shape for name, picture in found.items()} == {
+        "2.png": (60, 90, 3),
+        "wide.png": (320, 640, 3),
+        "ü 1.png": (60, 90, 3),
+    }
+    assert np.ptp(found["00002-wide.png"].mean(axis=2)) > 50
+    Path("file").touch()
+    with pytest.raises(UserError, match="file"):
+        run(monkeypatch, "photos", "--explain", "file")
 
 
 def test_a_model_by_name_and_by_file(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

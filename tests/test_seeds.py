@@ -51,6 +51,14 @@ def test_the_same_run_counts_once_and_sections_of_other_models_do_not_matter() -
     assert [row[:2] for row in rows] == [["model=scratch", "2"]]
 
 
+def test_learning_without_labels_matters_to_its_model_alone() -> None:
+    for model, groups in (("scratch", 1), ("selfsupervised", 2)):
+        runs = [
+            experiment(str(epochs), 0.2, model=model, seed=epochs, **{"pretrain.epochs": epochs}) for epochs in (1, 2)
+        ]
+        assert len(seeds.table(runs)[1]) == groups
+
+
 class Experiments(Clone):
     """A repository with experiments, as dvc keeps them: commits under refs/exps/BASELINE/NAME."""
 

@@ -38,7 +38,7 @@ def find(data: Path) -> Path | None:
 
 
 def _is_table(path: Path) -> bool:
-    columns = header(path)
+    columns, _ = header(path)
     return "image" in columns and bool({"label", "category", "activity"} & set(columns))
 
 

@@ -13,17 +13,14 @@ MAX_LINE = 10_000  # characters of the header: a file of another kind may have n
 SEPARATORS = (",", ";", "\t")
 
 
-def header(path: Path) -> list[str]:
-    """The names of a file's columns, in small letters; of a file that is no text, something else.
+def header(path: Path) -> tuple[list[str], int]:
+    """The names of a file's columns, in small letters, and how many lines are before them: Excel may write one, as sep=;.
+
+    Of a file that is no text, something else.
 
     Raises:
         UserError: it can't be read.
     """
-    return _header(path)[0]
-
-
-def _header(path: Path) -> tuple[list[str], int]:
-    """The names of the columns, and how many lines are before them: Excel may write one such as sep=;."""
     try:
         with path.open(encoding=ENCODING, errors="replace", newline="") as file:
             line = file.readline(MAX_LINE)
@@ -31,15 +28,12 @@ def _header(path: Path) -> tuple[list[str], int]:
             line = file.readline(MAX_LINE) if skip else line
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; expected a CSV file") from error
-    return _names(next(csv.reader([line], delimiter=_separator(line)), [])), skip
+    cells = next(csv.reader([line], delimiter=_separator(line)), [])
+    return [cell.strip().lower() for cell in cells], skip
 
 
 def _separator(line: str) -> str:
     return max(SEPARATORS, key=line.count)
-
-
-def _names(cells: list[str]) -> list[str]:
-    return [cell.strip().lower() for cell in cells]
 
 
 def read_csv(path: Path) -> pd.DataFrame:
@@ -50,7 +44,7 @@ def read_csv(path: Path) -> pd.DataFrame:
     """
     if not path.is_file():
         raise UserError(f"{path}: not a file; expected a CSV file")
-    columns, skip = _header(path)
+    columns, skip = header(path)
     if not any(columns):
         raise UserError(f"{path}: the first line is empty; expected the names of columns")
     named = [name for name in columns if name]

@@ -11,6 +11,7 @@ from stages.common.runtime.parameters import MODELS, flatten, parse_yaml
 from stages.common.runtime.revisions import Reader
 
 SEEDS = ("seed", "split.seed")
+SELF_SUPERVISED = "selfsupervised"
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Experiment:
     @property
     def rest(self) -> dict[str, Any]:
         """Everything else that its results depend on: not the sections of other models and data sets."""
-        others = set(MODELS) - {self.parameters.get("model")}
+        others = _others(str(self.parameters.get("model")))
         data = Path(str(self.parameters.get("data")))
         others |= {Path(folder).name for folder in (paths.SAMPLE, paths.MPII) if Path(folder) != data}
         used = {key: value for key, value in self.parameters.items() if key.split(".")[0] not in others}
@@ -67,12 +68,19 @@ def refuse_other_differences(experiments: Sequence[Experiment]) -> None:
             )
 
 
+def _others(model: str) -> set[str]:
+    """The sections of other models, and what only selfsupervised uses."""
+    return {*MODELS, "pretrain", "unlabelled"} - (
+        {model, "pretrain", "unlabelled"} if model == SELF_SUPERVISED else {model}
+    )
+
+
 def _inputs(read: Reader, model: str, data: str) -> dict[str, str]:
     """The shortened md5 of each file that the model's stages depend on and that no stage makes: code and raw data."""
     deps: dict[str, str] = {}
     made: set[str] = set()
     # Entries of earlier runs of other models and data sets do not count, and cross-validate is always an extra one.
-    others = {"cross-validate", *(f"-{other}" for other in MODELS if other != model)}
+    others = {"cross-validate", *(f"-{other}" for other in _others(model))}
     others |= {Path(folder).name for folder in (paths.SAMPLE, paths.MPII) if Path(folder) != Path(data)}
     for lock in paths.LOCKS:
         try:

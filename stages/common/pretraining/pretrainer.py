@@ -96,7 +96,7 @@ def pretrain(
     # The views have the size after `pool`, so that nothing is averaged again.
     side = size // network.pool
     learner = encoder(side, 1, network.filters)
-    model = _with_expander(learner, side)
+    model = with_expander(learner, side)
     views = Views(rows, images, side, how.batch_size, Strength(how.min_area, how.colour), seed)
     rate = keras.optimizers.schedules.CosineDecay(how.learning_rate, max(1, how.epochs * len(views)))
     model.compile(keras.optimizers.AdamW(rate, WEIGHT_DECAY), VICReg(), metrics=[invariance, covariance, spread])
@@ -127,7 +127,7 @@ def pretrain(
     return result, done
 
 
-def _with_expander(learner: keras.Model, side: int) -> keras.Model:
+def with_expander(learner: keras.Model, side: int) -> keras.Model:
     """From crops and colours, as `Views` makes them, to embeddings."""
     pixels = keras.Input((side, side, 3), dtype="uint8", name="views")
     colours = keras.Input((3, 4), name="colours")

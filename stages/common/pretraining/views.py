@@ -16,6 +16,7 @@ from stages.common.runtime.workers import available_cores
 BILINEAR = ResizeAlg.convolution(FilterType.bilinear)
 ASPECT = 4 / 3  # of a crop, at most
 GREY = 0.2  # of the views have no colour
+MAX_THREADS = 8  # each makes whole batches, two ahead: more would only fill the memory
 LUMA = np.array([0.299, 0.587, 0.114])
 
 
@@ -90,7 +91,7 @@ class Views:
         """
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.images))
         batches = iter(order[: len(self) * self.batch_size].reshape(len(self), -1))
-        cores = available_cores()
+        cores = min(available_cores(), MAX_THREADS)
         ahead: deque[Future[View]] = deque()
         with ThreadPoolExecutor(cores) as pool:
             for _ in range(len(self)):

@@ -1,0 +1,110 @@
+"""Where in an image the evidence for a label is: class activation maps, and pictures of them.
+
+After their last feature maps all models of this project are affine: an average and a linear layer, or a linear layer on the
+flattened maps. So the part of a logit that each place of the maps contributes is exact, and needs no gradient: for averaged
+maps it is the class activation map (Zhou et al., Learning deep features for discriminative localization, CVPR 2016), to which
+Grad-CAM (Selvaraju et al., ICCV 2017) reduces there.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from stages.common.runtime.backend import keras
+from stages.common.runtime.errors import UserError
+
+LOGITS = "logits"
+TOLERANCE = 1e-3  # of the logits, by which the contributions may miss them
+# From nothing to the most: viridis, which the colour-blind can read, and whose brightness rises.
+COLOURS = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)], float)
+MIN_OPACITY, MAX_OPACITY = 0.15, 0.65
+
+
+class Explained(NamedTuple):
+    """A model in two: from images to its last feature maps, (n, height, width, channels), and from those to its logits."""
+
+    to_maps: keras.Model
+    to_logits: keras.Model
+
+
+def explained(model: keras.Model, name: str) -> Explained:
+    """Divide a whole model at its last feature maps.
+
+    Args:
+        model: with a layer `LOGITS`, as train stages make them.
+        name: of the model, for the message.
+
+    Raises:
+        UserError: it has none, as networks that attend to patches.
+    """
+    names = [layer.name for layer in model.layers]
+    before = model.layers[: names.index(LOGITS)] if LOGITS in names else []
+    maps = [layer for layer in before if _is_map(layer)]
+    if maps:
+        to_maps = keras.Model(model.input, maps[-1].output)
+        to_logits = keras.Model(maps[-1].output, model.get_layer(LOGITS).output)
+        if _is_affine(to_logits):
+            return Explained(to_maps, to_logits)
+    raise UserError(
+        f"{name}: it has no feature maps from which its logits follow by a linear layer; no heat map is possible"
+    )
+
+
+def _is_map(layer: keras.Layer) -> bool:
+    output = layer.output
+    return (
+        isinstance(output, keras.KerasTensor)
+        and len(output.shape) == 4
+        and not isinstance(layer, keras.layers.InputLayer)
+    )
+
+
+def _is_affine(model: keras.Model) -> bool:
+    one, other = np.random.default_rng(0).normal(size=(2, 1, *model.input_shape[1:])).astype(np.float32)
+    zero, first, second, both = model.predict_on_batch(np.concatenate([0 * one, one, other, one + other]))
+    return bool(np.allclose(first + second - zero, both, atol=TOLERANCE, rtol=TOLERANCE))
+
+
+def heat_maps(parts: Explained, images: np.ndarray) -> np.ndarray:
+    """The contribution of each place to the logit of each label, compared with the mean logit of all labels.
+
+    Args:
+        parts: the model.
+        images: (n, size, size, 3) uint8.
+
+    Returns:
+        (n, labels, height, width) float32. The sum over the places is the logit less the mean logit, but for a constant.
+    """
+    maps = parts.to_maps.predict_on_batch(images)
+    height, width = maps.shape[1:3]
+    found = []
+    for each in maps:
+        places = np.zeros((1 + height * width, *each.shape), each.dtype)  # the first one stays empty
+        rows, columns = np.divmod(np.arange(height * width), width)
+        places[1 + np.arange(height * width), rows, columns] = each[rows, columns]
+        logits = parts.to_logits.predict_on_batch(places)
+        logits = logits - logits.mean(axis=1, keepdims=True)
+        found.append((logits[1:] - logits[0]).T.reshape(-1, height, width))
+    return np.stack(found)
+
+
+def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """A picture with the evidence for a label over it: yellow where it is most, violet where there is none or less.
+
+    Args:
+        picture: (height, width, 3) uint8.
+        heat: of that label, (any, any) float.
+
+    Returns:
+        (height, width, 3) uint8.
+    """
+    positive = np.maximum(heat, 0)
+    share = positive / positive.max() if positive.max() > 0 else positive
+    image = Image.fromarray(share.astype(np.float32))
+    height, width = picture.shape[:2]
+    share = np.clip(np.asarray(image.resize((width, height), Image.Resampling.BICUBIC)), 0, 1)
+    steps = np.linspace(0, 1, len(COLOURS))
+    colours = np.stack([np.interp(share, steps, channel) for channel in COLOURS.T], axis=-1)
+    opacity = (MIN_OPACITY + (MAX_OPACITY - MIN_OPACITY) * share)[..., None]
+    return np.asarray(np.round((1 - opacity) * picture + opacity * colours), np.uint8)
