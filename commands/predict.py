@@ -36,6 +36,7 @@ BATCH = 8 if on_cpu() else 32
 AHEAD = 4  # batches that are decoded while the network runs
 ROWS = 64  # of the table, written at once
 LISTED = 20  # images; of more, only a summary is printed
+STEM = 50  # letters of a photograph's name in that of its picture
 LONGEST = 640  # pixels of the longer side of a picture with a heat map
 
 
@@ -149,7 +150,7 @@ class Pictures:
         scale = min(1.0, LONGEST / max(width, height))
         size = max(1, round(scale * width)), max(1, round(scale * height))
         picture = Image.fromarray(decode(path, max(size))).resize(size, Image.Resampling.LANCZOS)
-        with new_file(self.folder / f"{self.count:05d}-{path.stem}.png") as temporary:
+        with new_file(self.folder / f"{self.count:05d}-{path.stem[:STEM]}.png") as temporary:
             Image.fromarray(overlay(np.asarray(picture), heat)).save(temporary, "PNG")
 
 

@@ -123,9 +123,26 @@ def main() -> None:
         images = layout.images_folder(Path(values.data))
         files = {name: images / name for name in names}
         if job is UNLABELLED:
-            extra = Path(values.pretrain.extra)
-            files |= {f"{chunks.EXTRA}{path}": extra / path for path in layout.image_files(extra)}
+            files |= _further(Path(values.pretrain.extra))
         _run(job, files, values.resize)
+
+
+def _further(folder: Path) -> dict[str, Path]:
+    """The image files of `pretrain.extra` by name.
+
+    Raises:
+        UserError: a link to a folder, or a name that a text file can't hold.
+    """
+    key = f"pretrain.extra is {str(folder)!r}"
+    for link in (path for path in [folder, *folder.rglob("*")] if path.is_symlink() and path.is_dir()):
+        raise UserError(
+            f"{key}: {link} is a link to a folder, behind which DVC notices no changes; expected a real folder"
+        )
+    found = list(layout.image_files(folder))
+    if bad := [path for path in found if layout.has_control_characters(str(path))]:
+        raise UserError(f"{key}: the name {str(bad[0])!r} has control characters or is not UTF-8: rename it")
+    print(f"{UNLABELLED.stage}: {len(found)} further images in {folder}")
+    return {f"{chunks.EXTRA}{path}": folder / path for path in found}
 
 
 def _run(job: Job, files: dict[str, Path], how: parameters.Resize) -> None:

@@ -14,7 +14,7 @@ from scipy.special import softmax
 from sklearn.model_selection import StratifiedGroupKFold
 
 from stages.common.dataset.chunks import Rows
-from stages.common.dataset.splits import PARTS, UNLABELLED, images_of, labels_of, read_split, video_keys
+from stages.common.dataset.splits import PARTS, UNLABELLED, images_of, labels_of, read_split, video_keys, without_labels
 from stages.common.evaluation.label_issues import mean_prediction, suspicious_labels
 from stages.common.evaluation.predictions import parse_predictions, prediction_table
 from stages.common.evaluation.summary import headline, summary
@@ -24,7 +24,7 @@ from stages.common.runtime.backend import device, keras
 from stages.common.runtime.errors import UserError
 from stages.common.runtime.files import remove, write_csv, write_json, write_text
 from stages.common.runtime.lock import lock
-from stages.common.runtime.parameters import Parameters, Pretrained
+from stages.common.runtime.parameters import Parameters, Pretrained, SelfSupervised
 from stages.common.runtime.progress import progress
 from stages.common.runtime.resuming import check_array, code, fingerprint, load_array, resumable, save_array, unfinished
 from stages.common.training.batches import Part
@@ -109,11 +109,16 @@ def predict(train: Recipe, table: pd.DataFrame, values: Parameters, folder: Path
 
 
 def _images(values: Parameters) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The images to divide into folds, which are those with a label that could be decoded, and those without labels."""
+    """The images to divide into folds, which are those with a label that could be decoded, and those without labels.
+
+    Of the latter those from which the model's own encoder learns: another one of them makes another model file, on which this
+    stage depends.
+    """
     table, rows = read_split(), Rows(paths.RESIZED, "pixels")
     parts = [part for part in PARTS if part != "test" or not values.cross_validation.hold_out_test]
     chosen = table["part"].isin(parts) & table["image"].isin(rows.places)
-    return table.loc[chosen].reset_index(drop=True), table[table["part"] == UNLABELLED]
+    unlabelled = (table["part"] == UNLABELLED) & table["image"].isin(without_labels(table))
+    return table.loc[chosen].reset_index(drop=True), table[unlabelled]
 
 
 def _warn(labels: pd.Series, groups: pd.Series, group: str) -> None:
@@ -125,6 +130,11 @@ def _warn(labels: pd.Series, groups: pd.Series, group: str) -> None:
 
 def _run(values: Parameters) -> None:
     name, section, how = values.model, values.chosen, values.cross_validation
+    if values.split.labels_per_class != "all":
+        raise UserError(
+            f"split.labels_per_class is {values.split.labels_per_class}; cross-validate expects all: its folds learn from the "
+            "labels of the validation and test part, which keep theirs"
+        )
     (images, unlabelled), out = _images(values), paths.out_of_fold(name)
     groups = video_keys(images["image"], images["video"]) if values.split.group == "video" else images["image"]
     if (most := max_folds(images["label"], groups)) < how.folds:
@@ -140,21 +150,12 @@ def _run(values: Parameters) -> None:
     fold_of = [folds(images["label"], groups, how.folds, seed) for seed in seeds]
     once = isinstance(section, Pretrained) and section.solved and section.refit
     share = 0.0 if once else values.split.validation / (1 - values.split.test)
-    folders = [folder for folder in (paths.RESIZED, paths.UNLABELLED, paths.features(name)) if folder.is_dir()]
-    inputs = fingerprint(file for folder in folders for file in sorted(folder.iterdir()))
+    folders = [paths.RESIZED, paths.UNLABELLED if isinstance(section, SelfSupervised) else paths.features(name)]
+    inputs = fingerprint(file for folder in folders if folder.is_dir() for file in sorted(folder.iterdir()))
     train = recipe_of_folds(values)  # before code(), which lists what is loaded
-    depends = (
-        name,
-        section.model_dump(),
-        values.pretrain.model_dump(),
-        how.model_dump(),
-        values.seed,
-        share,
-        seeds,
-        inputs,
-    )
-    tables = images.to_csv(), unlabelled.to_csv()
-    with resumable(out, code(), device(), *depends, *tables) as folder:
+    depends = name, section.model_dump(), how.model_dump(), values.seed, share, seeds, images.to_csv(), inputs
+    learned = [values.pretrain.model_dump(), unlabelled.to_csv()] if isinstance(section, SelfSupervised) else []
+    with resumable(out, code(), device(), *depends, *learned) as folder:
         found = _predict_folds(train, values, images, unlabelled, groups, fold_of, share, folder)
         write_csv(out, _table(images, fold_of, found))
         _write_results(values, out, len(images))

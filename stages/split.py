@@ -129,6 +129,7 @@ def main() -> None:
             dtype=dict.fromkeys(("image", "category", "activity", "video", "part"), "str"),
         )
     table, few = split(annotations, values.target, values.split)
+    pretraining = without_labels(table)
     # By the seed of training: over several seeds, other images keep their labels and the test part stays.
     if (budget := values.split.labels_per_class) != "all":
         table = with_budget(table, budget, values.seed)
@@ -137,7 +138,7 @@ def main() -> None:
     for path, names in (
         (paths.IMAGE_LIST, annotations.loc[annotations["labelled"], "image"]),
         (paths.UNLABELLED_LIST, annotations.loc[~annotations["labelled"], "image"]),
-        (paths.PRETRAINING_LIST, without_labels(table)),
+        (paths.PRETRAINING_LIST, pretraining),
     ):
         write_text(path, "".join(f"{name}\n" for name in names))
     numbers = counts(table, few)

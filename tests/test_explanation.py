@@ -23,6 +23,15 @@ def model_of(kind: str) -> keras.Model:
     return with_probabilities(keras.Model(base.input, make_head(kind, 3, 0.1, [pooled])(features)), "model")
 
 
+def test_a_backbone_in_bfloat16_has_heat_maps() -> None:
+    base = encoder(SIZE, 2, [4, 8])
+    maps = keras.layers.Activation("linear", dtype="bfloat16")(base.output)
+    pooled = keras.layers.GlobalAveragePooling2D(dtype="float32")(maps)
+    head = make_head("softmax", 3, 0.1, [np.random.default_rng(0).random((20, 8))])
+    found = heat_maps(explained(keras.Model(base.input, head(pooled)), "model"), np.zeros((1, SIZE, SIZE, 3), np.uint8))
+    assert np.isfinite(found).all()
+
+
 @pytest.mark.parametrize("kind", ["scratch", "softmax", "conv"])
 def test_the_contributions_of_all_places_are_the_logits(kind: str) -> None:
     model = model_of(kind)

@@ -85,7 +85,14 @@ def results(labels: list[str] = HOSTILE, **changes: Any) -> page.Results:
         weights=changes.pop("weights", "random"),
         commit="0123456789ab",
         annotate={"layout": "mpii", "images": 1200, "labelled": 900, "categories": 20, "activities": 40, "videos": 9},
-        split={"train": 600, "validation": 100, "test": len(table), "unlabelled": 300, "labels": len(labels)},
+        split={
+            "train": 600,
+            "validation": 100,
+            "test": len(table),
+            "unlabelled": 300,
+            "held_out": 0,
+            "labels": len(labels),
+        },
         resize={"bad": 2},
         audit={"near_copies": 3, "near_copies_across_parts": 1, "near_copies_across_labels": 0},
         evaluation={

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from stages.common.pretraining.views import Strength, Views, view
 from stages.common.runtime import parameters, paths
 from stages.common.runtime.backend import keras
 from stages.common.runtime.errors import UserError
-from tests.conftest import set_parameters
+from tests.conftest import ROOT, set_parameters
 
 SIDE = 72
 
@@ -36,7 +37,7 @@ def numpy_vicreg(first: np.ndarray, second: np.ndarray) -> float:
     def off_diagonal(matrix: np.ndarray) -> Any:
         return (matrix**2).sum() - (np.diagonal(matrix) ** 2).sum()
 
-    deviations = [np.sqrt(z.var(axis=0) + 1e-4) for z in (first, second)]
+    deviations = [np.sqrt(z.var(axis=0, ddof=1) + 1e-4) for z in (first, second)]
     variance = sum(np.maximum(0, 1 - deviation).mean() for deviation in deviations) / 2
     covariances = sum(off_diagonal(np.cov(z, rowvar=False)) / z.shape[1] for z in (first, second))
     return float(25 * ((first - second) ** 2).mean() + 25 * variance + covariances)
@@ -104,6 +105,11 @@ def test_views_are_a_function_of_seed_epoch_and_image(tmp_path: Path) -> None:
     for others in (epoch(1, 1), epoch(2, 0)):
         assert any((one.pixels != other.pixels).any() for one, other in zip(first, others, strict=True))
     assert (first[0].pixels[:4] != first[0].pixels[4:]).any(axis=(1, 2, 3)).all()
+    # The views of an image do not depend on which others there are.
+    alone = [list(Views(Rows(tmp_path, "pixels"), [name], 36, 4, Strength(0.3, 0.4), 1).epoch(0)) for name in names]
+    assert {batch.pixels.tobytes() for (batch,) in alone} >= {
+        np.stack([batch.pixels[row], batch.pixels[4 + row]]).tobytes() for batch in first for row in range(4)
+    }
 
 
 def test_no_image_of_another_part_is_learned_from() -> None:
@@ -176,7 +182,7 @@ def test_the_encoder_is_the_same_whatever_validation_and_test_images_are(
     assert digest() != before
 
 
-def test_copies_of_validation_and_test_images_are_left_out(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_copies_of_validation_and_test_images_are_skipped(ready: Path) -> None:
     names, pixels = chunks.read(paths.RESIZED / "00000.h5", "pixels")
     test = pixels[names.index("6.jpg")]
     extra = {"extra//copy.jpg": test, "extra//new.jpg": test + 1}
@@ -315,7 +321,17 @@ def test_an_encoder_of_other_images_is_one_line(ready: Path, monkeypatch: pytest
 def test_in_cross_validation_each_fold_has_an_encoder_that_has_not_seen_it(
     ready: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = []
+    split = pd.read_csv(paths.SPLIT, keep_default_na=False, dtype=str)
+    split.loc[split["image"].isin(["6.jpg", "47.jpg"]), "video"] = "1"
+    split.to_csv(paths.SPLIT, index=False)
+    seen, tables = [], []
+    predict = cross_validate.predict
+
+    def keep(train: Any, table: pd.DataFrame, *arguments: Any) -> np.ndarray:
+        tables.append(table)
+        return predict(train, table, *arguments)
+
+    monkeypatch.setattr(cross_validate, "predict", keep)
 
     def record(rows: Rows, images: list[str], *arguments: Any) -> Any:
         seen.append(set(images))
@@ -330,9 +346,12 @@ def test_in_cross_validation_each_fold_has_an_encoder_that_has_not_seen_it(
     assert len(found) == 40
     assert len(seen) == 2
     unlabelled = {f"{number}.jpg" for number in range(40, 48)}
+    validating = [set(table.loc[table["part"].isin(["validation", "test"]), "image"]) for table in tables]
     for fold, images in enumerate(seen, start=1):
-        assert not images & set(found.loc[found["fold"] == fold, "image"])
-        assert unlabelled < images
+        assert set(found.loc[found["fold"] == fold, "image"]) < validating[fold - 1]
+        assert not images & validating[fold - 1]
+        assert unlabelled - {"47.jpg"} < images
+        assert "47.jpg" not in images  # of the video of a test image
 
 
 def test_unlabelled_and_extra_images_are_resized_apart(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -358,6 +377,48 @@ def test_unlabelled_and_extra_images_are_resized_apart(workspace: Path, monkeypa
     shutil.rmtree(workspace / "extra/below")
     run(chunked_resize, "unlabelled", monkeypatch=monkeypatch)
     assert list(Rows(paths.UNLABELLED, "pixels").places) == []
+
+
+def test_a_link_or_a_name_that_is_no_text_in_the_further_folder_is_one_line(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workspace / "photos").mkdir()
+    set_parameters(Path("params.yaml"), {"data": "photos"})
+    paths.UNLABELLED_LIST.parent.mkdir()
+    paths.UNLABELLED_LIST.touch()
+    (workspace / "extra/linked").symlink_to(workspace / "photos")
+    with pytest.raises(
+        UserError, match=r"pretrain.extra is 'extra': extra/linked is a link to a folder, .* a real folder"
+    ):
+        run(chunked_resize, "unlabelled", monkeypatch=monkeypatch)
+    (workspace / "extra/linked").unlink()
+    Path(os.fsdecode(b"extra/caf\xe9.png")).touch()
+    with pytest.raises(UserError, match=r"pretrain.extra is 'extra': the name .* is not UTF-8: rename it"):
+        run(chunked_resize, "unlabelled", monkeypatch=monkeypatch)
+
+
+def test_one_label_alone_is_not_trained_on(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    split = pd.read_csv(paths.SPLIT, keep_default_na=False, dtype=str)
+    split.loc[(split["part"] == "train") & (split["label"] == "dark"), "part"] = "unlabelled"
+    split.to_csv(paths.SPLIT, index=False)
+    pretrain.main()
+    with pytest.raises(
+        UserError, match=r"data/split.csv has train images of 'light' alone .*; expected two labels or more"
+    ):
+        run(train, "selfsupervised", monkeypatch=monkeypatch)
+
+
+def test_folds_refuse_a_budget_of_labels(ready: Path) -> None:
+    set_parameters(Path("params.yaml"), {"split.labels_per_class": 3})
+    with pytest.raises(UserError, match=r"split.labels_per_class is 3; cross-validate expects all: its folds"):
+        cross_validate.main()
+
+
+def test_folders_of_other_sizes_are_not_mixed(ready: Path) -> None:
+    names, pixels = chunks.read(paths.UNLABELLED / "00000.h5", "pixels")
+    chunks.write(paths.UNLABELLED / "00000.h5", names, {"pixels": pixels[:, :48, :48]})
+    with pytest.raises(UserError, match=r"00000.h5: pixels of \(48, 48, 3\), others have \(72, 72, 3\)"):
+        pretrain.main()
 
 
 @pytest.mark.parametrize(
@@ -400,12 +461,9 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
     """
     grown = []
     for images in (400, 4000):
-        shown = subprocess.run(
-            [sys.executable, "-c", code, str(images)],
-            capture_output=True,
-            text=True,
-            check=True,
-            cwd=Path(__file__).parent.parent,
+        result = subprocess.run(
+            [sys.executable, "-c", code, str(images)], capture_output=True, text=True, check=False, cwd=ROOT
         )
-        grown.append(int(shown.stdout))
+        assert result.returncode == 0, result.stderr
+        grown.append(int(result.stdout))
     assert grown[1] - grown[0] < 20_000  # KiB; their pixels have 540 MB more

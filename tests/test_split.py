@@ -196,7 +196,9 @@ def test_images_without_labels_are_listed_and_a_budget_changes_no_list(
     train = [f"{number}.jpg" for number in (*range(6), *range(10, 16))]
     assert paths.PRETRAINING_LIST.read_text().split() == sorted([*train, "20.jpg", "21.jpg"])
     lists = [path.read_bytes() for path in (paths.IMAGE_LIST, paths.UNLABELLED_LIST, paths.PRETRAINING_LIST)]
-    set_parameters(Path("params.yaml"), {"split.labels_per_class": 2})
+    annotations.loc[[0, 5, 8], "video"] = "1"  # of which frames are in train and test
+    write_csv(paths.ANNOTATIONS, annotations)
+    set_parameters(Path("params.yaml"), {"split.labels_per_class": 2, "split.group": "image"})
     split.main()
     assert (
         "split: 4 train images keep their label, at most 2 of each: the others count as unlabelled"

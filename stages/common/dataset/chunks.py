@@ -105,6 +105,8 @@ class Rows:
                 if dataset not in file:
                     raise UserError(f"{path} contains no {dataset}; make them with dvc repro")
                 stored = file[dataset]
+                if self.places and (stored.shape[1:], stored.dtype) != (self.shape, self.dtype):
+                    raise UserError(f"{path}: {dataset} of {stored.shape[1:]}, others have {self.shape}; {AGAIN}")
                 if len(stored) and stored.id.get_offset() is None:
                     raise UserError(f"{path}: {dataset} are not contiguous; {AGAIN}")
                 self.shape: tuple[int, ...] = stored.shape[1:]

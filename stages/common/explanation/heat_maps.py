@@ -15,6 +15,7 @@ from stages.common.runtime.backend import keras
 from stages.common.runtime.errors import UserError
 
 LOGITS = "logits"
+PLACES = 64  # in memory at a time, each as large as the maps
 TOLERANCE = 1e-3  # of the logits, by which the contributions may miss them
 # From nothing to the most: viridis, which the colour-blind can read, and whose brightness rises.
 COLOURS = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)], float)
@@ -61,7 +62,8 @@ def _is_map(layer: keras.Layer) -> bool:
 
 
 def _is_affine(model: keras.Model) -> bool:
-    one, other = np.random.default_rng(0).normal(size=(2, 1, *model.input_shape[1:])).astype(np.float32)
+    # Whole numbers are exact in every precision.
+    one, other = np.random.default_rng(0).integers(0, 9, (2, 1, *model.input_shape[1:])).astype(np.float32)
     zero, first, second, both = model.predict_on_batch(np.concatenate([0 * one, one, other, one + other]))
     return bool(np.allclose(first + second - zero, both, atol=TOLERANCE, rtol=TOLERANCE))
 
@@ -79,14 +81,22 @@ def heat_maps(parts: Explained, images: np.ndarray) -> np.ndarray:
     maps = parts.to_maps.predict_on_batch(images)
     height, width = maps.shape[1:3]
     found = []
+    empty = _centred(parts, np.zeros_like(maps[:1]))
     for each in maps:
-        places = np.zeros((1 + height * width, *each.shape), each.dtype)  # the first one stays empty
-        rows, columns = np.divmod(np.arange(height * width), width)
-        places[1 + np.arange(height * width), rows, columns] = each[rows, columns]
-        logits = parts.to_logits.predict_on_batch(places)
-        logits = logits - logits.mean(axis=1, keepdims=True)
-        found.append((logits[1:] - logits[0]).T.reshape(-1, height, width))
+        logits = []
+        for start in range(0, height * width, PLACES):
+            rows, columns = np.divmod(np.arange(start, min(start + PLACES, height * width)), width)
+            places = np.zeros((len(rows), *each.shape), each.dtype)
+            places[np.arange(len(rows)), rows, columns] = each[rows, columns]
+            logits.append(_centred(parts, places) - empty)
+        found.append(np.concatenate(logits).T.reshape(-1, height, width))
     return np.stack(found)
+
+
+def _centred(parts: Explained, maps: np.ndarray) -> np.ndarray:
+    logits = parts.to_logits.predict_on_batch(maps)
+    centred: np.ndarray = logits - logits.mean(axis=1, keepdims=True)
+    return centred
 
 
 def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:

@@ -91,7 +91,9 @@ def pretrain(
     """
     size = rows.shape[0]
     if len(images) < 2:
-        raise UserError(f"{stage}: {len(images)} images to learn from; expected two or more, labelled or not")
+        raise UserError(
+            f"{stage}: {len(images)} images to learn from; expected two or more: add some, or set pretrain.extra"
+        )
     keras.utils.set_random_seed(seed)
     # The views have the size after `pool`, so that nothing is averaged again.
     side = size // network.pool

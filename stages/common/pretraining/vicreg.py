@@ -1,4 +1,4 @@
-"""VICReg: two views of an image get alike embeddings, while the embeddings of a batch stay apart and their dimensions differ.
+"""VICReg: two views of an image get similar embeddings, while each dimension varies over a batch and no two are correlated.
 
 Bardes, Ponce and LeCun, VICReg: Variance-invariance-covariance regularization for self-supervised learning, ICLR 2022.
 """
@@ -29,7 +29,7 @@ class VICReg(keras.losses.Loss):  # type: ignore[misc]
 
 def deviations(view: Any) -> Any:
     """The standard deviation of each dimension over a batch, (dimensions,)."""
-    return ops.sqrt(ops.var(view, axis=0) + EPSILON)
+    return ops.sqrt(ops.var(view, axis=0) * view.shape[0] / (view.shape[0] - 1) + EPSILON)
 
 
 def invariance(y_true: Any, y_pred: Any) -> Any:
@@ -39,12 +39,12 @@ def invariance(y_true: Any, y_pred: Any) -> Any:
 
 
 def spread(y_true: Any, y_pred: Any) -> Any:
-    """The mean standard deviation of the dimensions: near 1 as the loss asks, 0 if all embeddings are equal."""
+    """The mean standard deviation of the dimensions: near 1 as the loss asks, 0.01 if all embeddings are equal."""
     return ops.mean(deviations(y_pred))
 
 
 def covariance(y_true: Any, y_pred: Any) -> Any:
-    """The mean over both views of the squared covariances of different dimensions, summed and divided by the dimensions."""
+    """The sum over both views of the squared covariances of different dimensions, divided by the number of dimensions."""
     total = 0.0
     for view in ops.split(y_pred, 2):
         centred = view - ops.mean(view, axis=0)

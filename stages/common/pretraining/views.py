@@ -1,5 +1,6 @@
 """Augmented views of images without labels: each is a function of (seed, epoch, image, view), whatever runs beside it."""
 
+import zlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +17,7 @@ from stages.common.runtime.workers import available_cores
 BILINEAR = ResizeAlg.convolution(FilterType.bilinear)
 ASPECT = 4 / 3  # of a crop, at most
 GREY = 0.2  # of the views have no colour
-MAX_THREADS = 8  # each makes whole batches, two ahead: more would only fill the memory
+MAX_BYTES = 256_000_000  # of batches that are made ahead
 LUMA = np.array([0.299, 0.587, 0.114])
 
 
@@ -45,9 +46,10 @@ class View(NamedTuple):
 def view(pixels: np.ndarray, side: int, strength: Strength, generator: np.random.Generator) -> View:
     """A random crop of a (size, size, 3) uint8 image, mirrored half of the time, and the change of its colours."""
     size = len(pixels)
-    area = size * size * generator.uniform(strength.min_area, 1)
-    aspect = np.exp(generator.uniform(-1, 1) * np.log(ASPECT))
-    width, height = min(size, np.sqrt(area * aspect)), min(size, np.sqrt(area / aspect))
+    share = generator.uniform(strength.min_area, 1)
+    # Of the area that is drawn, and inside the image.
+    aspect = np.exp(generator.uniform(-1, 1) * np.log(min(ASPECT, 1 / share)))
+    width, height = (min(float(size), size * np.sqrt(share * each)) for each in (aspect, 1 / aspect))
     left, top = generator.uniform(0, size - width), generator.uniform(0, size - height)
     mirror = generator.random() < 0.5
     crop = Image.new("RGB", (side, side))
@@ -91,11 +93,12 @@ class Views:
         """
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.images))
         batches = iter(order[: len(self) * self.batch_size].reshape(len(self), -1))
-        cores = min(available_cores(), MAX_THREADS)
+        cores = available_cores()
+        most = max(1, min(2 * cores, MAX_BYTES // (2 * self.batch_size * 3 * self.side**2)))
         ahead: deque[Future[View]] = deque()
         with ThreadPoolExecutor(cores) as pool:
             for _ in range(len(self)):
-                while len(ahead) < 2 * cores and (positions := next(batches, None)) is not None:
+                while len(ahead) < most and (positions := next(batches, None)) is not None:
                     ahead.append(pool.submit(self._batch, epoch, positions))
                 yield ahead.popleft().result()
 
@@ -104,9 +107,10 @@ class Views:
         pixels = np.empty((2 * count, self.side, self.side, 3), np.uint8)
         colours = np.empty((2 * count, 3, 4), np.float32)
         for row, position in enumerate(positions.tolist()):
-            (image,) = self.rows.read([self.images[position]])
+            name = self.images[position]
+            (image,) = self.rows.read([name])
             for second in range(2):
-                generator = np.random.default_rng((self.seed, epoch, position, second))
+                generator = np.random.default_rng((self.seed, epoch, zlib.crc32(name.encode()), second))
                 place = row + second * count
                 pixels[place], colours[place] = view(image, self.side, self.strength, generator)
         return View(pixels, colours)

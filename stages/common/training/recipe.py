@@ -9,7 +9,9 @@ import pandas as pd
 from stages.common.dataset.chunks import Rows
 from stages.common.dataset.splits import images_of, labels_of
 from stages.common.runtime.backend import keras
+from stages.common.runtime.errors import UserError
 from stages.common.runtime.parameters import Parameters, Pretrained, Scratch, SelfSupervised, Training
+from stages.common.runtime.paths import RESIZE_METRICS, SPLIT
 from stages.common.training.batches import Part
 from stages.common.training.trainer import Phase, Trainer
 
@@ -36,7 +38,7 @@ def labelled_parts(split: pd.DataFrame, rows: Rows) -> tuple[list[str], Part, Pa
     """The labels, and the training and validation images that `rows` has; None if `split` has no validation part.
 
     Raises:
-        UserError: a part has no image that could be decoded.
+        UserError: a part has no image that could be decoded, or train has those of one label alone.
     """
     labels = labels_of(split)
 
@@ -44,7 +46,13 @@ def labelled_parts(split: pd.DataFrame, rows: Rows) -> tuple[list[str], Part, Pa
         chosen = images_of(split, name, rows)
         return Part(list(chosen["image"]), pd.Index(labels).get_indexer(pd.Index(chosen["label"])))
 
-    return labels, part("train"), part("validation") if (split["part"] == "validation").any() else None
+    train = part("train")
+    if len(learned := sorted({labels[number] for number in train.labels})) < 2:
+        raise UserError(
+            f"{SPLIT} has train images of {learned[0]!r} alone that could be decoded; expected two labels or more: see "
+            f"{RESIZE_METRICS}"
+        )
+    return labels, train, part("validation") if (split["part"] == "validation").any() else None
 
 
 def phase_of(name: str, section: Training, seed: int, **changes: Any) -> Phase:
