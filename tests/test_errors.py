@@ -16,6 +16,7 @@ from stages import annotate, chunked_resize, split
 from stages.common.dataset import chunks
 from stages.common.runtime.errors import UserError
 from stages.common.runtime.files import new_file, new_folder
+from stages.common.runtime.parameters import MODELS, PRETRAINED
 from tests.conftest import ROOT, TINY, set_parameters
 from tests.test_dvc_yaml import STAGES
 
@@ -188,9 +189,8 @@ def test_a_wrong_command_line_shows_the_usage_and_the_known_models(workspace: Pa
     result = execute(command, workspace)
     assert result.returncode == 2
     usage, error = result.stderr.splitlines()
-    module, models = f"python -m stages.{command.split()[0]}", "vgg16,xception,backbone"
-    models = models if command.startswith("features") else f"scratch,{models}"
-    assert usage == f"usage: {module} [-h] {{{models}}}"
+    module, models = f"python -m stages.{command.split()[0]}", PRETRAINED if command.startswith("features") else MODELS
+    assert usage == f"usage: {module} [-h] {{{','.join(models)}}}"
     assert error.startswith(f"{module}: error: {message}")
     assert result.stdout == ""
 

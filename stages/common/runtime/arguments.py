@@ -1,6 +1,7 @@
 """The command line of stages that are told which model they are for."""
 
 import argparse
+import functools
 from collections.abc import Sequence
 
 
@@ -10,6 +11,7 @@ def model_argument(stage: str, models: Sequence[str]) -> str:
     Raises:
         SystemExit: it is missing or none of `models`; argparse prints the usage and the choices.
     """
-    parser = argparse.ArgumentParser(prog=f"python -m stages.{stage}")
+    in_one_line = functools.partial(argparse.HelpFormatter, width=200)
+    parser = argparse.ArgumentParser(prog=f"python -m stages.{stage}", formatter_class=in_one_line)
     parser.add_argument("model", choices=models)
     return str(parser.parse_args().model)
