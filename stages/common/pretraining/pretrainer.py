@@ -41,8 +41,8 @@ def images_to_learn_from(rows: Rows, listed: list[str]) -> list[str]:
     """The images among `rows` that are listed, and those of `pretrain.extra`, but no copy of a test or validation image.
 
     An image that is in neither belongs to the validation or the test part, or to a video of theirs. An image with the same
-    pixels as one of those, and another name, is left out: photographs of a data set often come from the folder that is
-    now given as `extra`.
+    pixels as one of those, and another name, is skipped: photographs of a data set often come from the folder that is now
+    given as `extra`.
 
     Args:
         rows: of the dataset pixels.
