@@ -109,8 +109,9 @@ def test_training_can_be_watched_and_the_models_are_artifacts(finished: Clone) -
     assert target in after_warnings(finished.run("dvc", "plots", "show", target, "-o", "/dev/null", "--json"))["data"]
     code = "from dvc.repo import Repo; print(Repo().artifacts.read()['models/dvc.yaml'])"
     shown = finished.run("python", "-c", code)
-    assert all(f"path='{model}/model.keras'" in shown for model in MODELS)
-    assert shown.count("type='model'") == len(MODELS)
+    files = [f"{model}/model.keras" for model in MODELS] + ["selfsupervised/encoder.keras"]
+    assert all(f"path='{file}'" in shown for file in files)
+    assert shown.count("type='model'") == len(files)
 
 
 def test_git_has_what_is_small_and_nothing_else(finished: Clone) -> None:
@@ -119,6 +120,7 @@ def test_git_has_what_is_small_and_nothing_else(finished: Clone) -> None:
     assert not {name for name in tracked if name.startswith(("data/", "models/"))} - {
         "data/dvc.yaml",
         "data/dvc.lock",
+        "data/extra/.gitignore",
         "models/dvc.yaml",
         "models/dvc.lock",
     }
