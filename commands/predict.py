@@ -8,36 +8,28 @@ import itertools
 import os
 import sys
 import tempfile
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
-from stages.common.backbones.backbone import inline
-from stages.common.backbones.batch_norm import fold_batch_norm
 from stages.common.evaluation.predictions import prediction_table
-from stages.common.explanation.heat_maps import Explained, explained, heat_maps, overlay
+from stages.common.explanation.heat_maps import explained
+from stages.common.explanation.pictures import Pictures
 from stages.common.images import layout
-from stages.common.images.decoding import DecodeError, decode, dimensions
-from stages.common.networks.serialization import load
-from stages.common.runtime import errors, parameters, paths
-from stages.common.runtime.backend import keras, on_cpu
+from stages.common.images.decoding import DecodeError
+from stages.common.prediction.classifier import Classifier, label_images, load_classifier
+from stages.common.runtime import errors
 from stages.common.runtime.errors import UserError, printable
 from stages.common.runtime.files import new_file, write_error
 from stages.common.runtime.progress import progress
 
-BATCH = 8 if on_cpu() else 32
-AHEAD = 4  # batches that are decoded while the network runs
 ROWS = 64  # of the table, written at once
 LISTED = 20  # images; of more, only a summary is printed
-STEM = 50  # letters of a photograph's name in that of its picture
-LONGEST = 640  # pixels of the longer side of a picture with a heat map
 
 
 def find_images(places: list[Path]) -> list[Path]:
@@ -51,39 +43,6 @@ def find_images(places: list[Path]) -> list[Path]:
         else:
             raise UserError(f"{path}: no such file or folder")
     return list(dict.fromkeys(found))
-
-
-def label_images(model: keras.Model, images: list[Path]) -> Iterator[tuple[Path, np.ndarray | DecodeError]]:
-    """Each image in order, with the probability of each label, (labels,) float32, or why it could not be decoded.
-
-    The next images are decoded while the network runs; memory does not grow with their number.
-    """
-    size = model.input_shape[1]
-    model = fold_batch_norm(inline(model))
-    waiting: deque[Future[np.ndarray | DecodeError]] = deque()
-    with ThreadPoolExecutor() as pool:
-        for start in range(0, len(images), BATCH):
-            ahead = images[start + len(waiting) : start + (1 + AHEAD) * BATCH]
-            waiting.extend(pool.submit(_try_decode, path, size) for path in ahead)
-            part = images[start : start + BATCH]
-            decoded = [waiting.popleft().result() for _ in part]
-            good = [pixels for pixels in decoded if not isinstance(pixels, DecodeError)]
-            probabilities = iter(model.predict_on_batch(np.stack(good)) if good else ())
-            for path, pixels in zip(part, decoded, strict=True):
-                yield path, pixels if isinstance(pixels, DecodeError) else next(probabilities)
-
-
-def _try_decode(path: Path, size: int) -> np.ndarray | DecodeError:
-    try:
-        return decode(path, size)
-    except DecodeError as error:
-        return error
-
-
-def _model_file(name: str | None) -> Path:
-    if name is None:
-        name = parameters.load().model
-    return paths.model_file(name) if name in parameters.MODELS else Path(name)
 
 
 def main() -> None:
@@ -115,43 +74,12 @@ def main() -> None:
     target = csv_target(arguments.csv) if arguments.csv else None
     if target and target.exists() and target in map(Path, map(os.path.realpath, images)):
         raise UserError(f"--csv is {str(arguments.csv)!r}, one of the images; expected another file")
-    file = _model_file(arguments.model)
-    model, labels = load(file)
-    if model.output_shape[1:] != (len(labels),):
-        raise UserError(
-            f"{file}: {len(labels)} labels for an output of {model.output_shape[1:]}; expected a model that a train stage wrote"
-        )
+    classifier = load_classifier(arguments.model)
     pictures = None
     if arguments.explain:
-        pictures = Pictures(arguments.explain, explained(model, str(file)))
+        pictures = Pictures(arguments.explain, explained(classifier.model, str(classifier.file)))
     with _table(target) as table:
-        _predict(model, labels, images, arguments.top, table, pictures)
-
-
-class Pictures:
-    """Writes photographs with heat maps into `folder`, as NUMBER-NAME.png in the order of the command line.
-
-    Raises:
-        UserError: the folder can't be made, or a picture not be written.
-    """
-
-    def __init__(self, folder: Path, parts: Explained) -> None:
-        self.folder, self.parts, self.count = folder, parts, 0
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise write_error(folder, error) from error
-
-    def write(self, path: Path, probabilities: np.ndarray) -> None:
-        """Write the photograph in `path` with the evidence for its most probable label."""
-        self.count += 1
-        heat = heat_maps(self.parts, decode(path, self.parts.to_maps.input_shape[1])[None])[0, probabilities.argmax()]
-        width, height = dimensions(path)
-        scale = min(1.0, LONGEST / max(width, height))
-        size = max(1, round(scale * width)), max(1, round(scale * height))
-        picture = Image.fromarray(decode(path, max(size))).resize(size, Image.Resampling.LANCZOS)
-        with new_file(self.folder / f"{self.count:05d}-{path.stem[:STEM]}.png") as temporary:
-            Image.fromarray(overlay(np.asarray(picture), heat)).save(temporary, "PNG")
+        _predict(classifier, images, arguments.top, table, pictures)
 
 
 def _count(text: str) -> int:
@@ -200,8 +128,7 @@ def _opened(path: Path) -> TextIO:
 
 
 def _predict(
-    model: keras.Model,
-    labels: list[str],
+    classifier: Classifier,
     images: list[Path],
     top: int,
     table: TextIO | None,
@@ -209,8 +136,9 @@ def _predict(
 ) -> None:
     """Print the labels of each image, or of many images a summary, and write table and pictures as they are labelled."""
     found: Counter[str] = Counter()
+    labels = classifier.labels
     few = len(images) <= LISTED
-    labelled = label_images(model, images)
+    labelled = label_images(classifier.model, images)
     with progress(len(images), "predict", "image", disable=few) as bar:
         while part := list(itertools.islice(labelled, ROWS)):
             good: dict[str, np.ndarray] = {}

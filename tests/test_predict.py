@@ -16,6 +16,7 @@ from commands import predict
 from stages.common.images.decoding import DecodeError, decode
 from stages.common.networks.scratch import scratch
 from stages.common.networks.serialization import load, save
+from stages.common.prediction import classifier
 from stages.common.runtime import paths
 from stages.common.runtime.backend import keras
 from stages.common.runtime.errors import UserError
@@ -65,7 +66,7 @@ def test_a_folder_with_a_bad_image(
 
 def test_the_probabilities_are_the_models(photos: Path) -> None:
     model, _ = load(paths.model_file("scratch"))
-    ((_, probabilities),) = predict.label_images(model, [photos / "ü 1.jpg"])
+    ((_, probabilities),) = classifier.label_images(model, [photos / "ü 1.jpg"])
     expected = model.predict_on_batch(decode(photos / "ü 1.jpg", 72)[None])[0]
     assert isinstance(probabilities, np.ndarray)
     np.testing.assert_allclose(probabilities, expected, atol=1e-6)
@@ -126,11 +127,11 @@ def test_images_are_found_in_folders_and_files_are_taken_as_they_are(photos: Pat
 def test_images_keep_their_order_over_several_batches_with_bad_ones(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(predict, "BATCH", 2)
+    monkeypatch.setattr(classifier, "BATCH", 2)
     model, _ = load(paths.model_file("scratch"))
     good, other, bad = photos / "ü 1.jpg", photos / "below/2.PNG", photos / "3.jpg"
     images = [bad, good, bad, bad, other, good, bad]
-    found = list(predict.label_images(model, images))
+    found = list(classifier.label_images(model, images))
     assert [path for path, _ in found] == images
     for path, result in found:
         assert isinstance(result, DecodeError) == (path == bad)

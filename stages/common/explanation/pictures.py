@@ -1,0 +1,50 @@
+"""Photographs with heat maps over them."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from stages.common.explanation.heat_maps import Explained, heat_maps, overlay
+from stages.common.images.decoding import decode, dimensions
+from stages.common.runtime.files import new_file, write_error
+
+STEM = 50  # letters of a photograph's name in that of its picture
+LONGEST = 640  # pixels of the longer side
+
+
+def picture(parts: Explained, path: Path, label: int, longest: int = LONGEST) -> Image.Image:
+    """The photograph in `path`, in its own proportions, with the evidence for `label`, an index of the model's labels.
+
+    Raises:
+        DecodeError: it can't be decoded.
+    """
+    size = parts.to_maps.input_shape[1]
+    heat = heat_maps(parts, decode(path, size)[None])[0, label]
+    width, height = dimensions(path)
+    scale = min(1.0, longest / max(width, height))
+    shape = max(1, round(scale * width)), max(1, round(scale * height))
+    photograph = Image.fromarray(decode(path, max(shape))).resize(shape, Image.Resampling.LANCZOS)
+    return Image.fromarray(overlay(np.asarray(photograph), heat))
+
+
+class Pictures:
+    """Writes photographs with heat maps into `folder`, as NUMBER-NAME.png in the order of the calls.
+
+    Raises:
+        UserError: the folder can't be made, or a picture not be written.
+    """
+
+    def __init__(self, folder: Path, parts: Explained) -> None:
+        self.folder, self.parts, self.count = folder, parts, 0
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise write_error(folder, error) from error
+
+    def write(self, path: Path, probabilities: np.ndarray) -> None:
+        """Write the photograph in `path` with the evidence for its most probable label."""
+        self.count += 1
+        made = picture(self.parts, path, int(probabilities.argmax()))
+        with new_file(self.folder / f"{self.count:05d}-{path.stem[:STEM]}.png") as temporary:
+            made.save(temporary, "PNG")

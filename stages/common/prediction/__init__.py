@@ -1,0 +1,1 @@
+"""Labels for images outside the data set."""
