@@ -15,6 +15,9 @@ import pandas as pd
 import pytest
 import yaml
 
+# The default, said aloud: Keras then starts without JAX, which is here for a few tests. Hundreds of stages start.
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
 from stages.common.dataset import chunks
 from stages.common.runtime import paths
 from stages.common.runtime.parameters import Backbone

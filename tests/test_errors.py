@@ -394,6 +394,17 @@ def test_a_reader_that_closes_early_causes_no_error() -> None:
         assert process.wait() == 1
 
 
+def test_keras_starts_without_packages_that_it_does_not_need() -> None:
+    pytest.importorskip("jax")
+    ended = run_code(
+        "import sys\nfrom stages.common.runtime import backend\n"
+        "assert not {'jax', 'sklearn'} & sys.modules.keys()\n"
+        "import jax, sklearn.linear_model",  # not for good
+        KERAS_BACKEND="tensorflow",
+    )
+    assert ended.returncode == 0, ended.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["numpy", "theano"])
 def test_a_backend_that_can_not_train_is_one_line(workspace: Path, backend: str) -> None:
