@@ -8,9 +8,10 @@ from typing import Any
 import pandas as pd
 
 from stages.common.audit.leak import read_pairs
-from stages.common.dataset.chunks import Rows
+from stages.common.dataset import chunks
 from stages.common.dataset.splits import read_split
 from stages.common.evaluation.predictions import read_predictions
+from stages.common.report.examples import Evidence
 from stages.common.report.page import Results, page
 from stages.common.runtime import errors, parameters, paths
 from stages.common.runtime.files import new_file, read_json, reading, write_json, write_text
@@ -95,8 +96,16 @@ def _results(values: Parameters, cost: dict[str, Any]) -> Results:
         predictions=read_predictions(paths.predictions(values.model)),
         pairs=read_pairs(paths.NEAR_COPIES),
         suspicious=_table(paths.SUSPICIOUS_LABELS),
+        evidence=_evidence(paths.heat_maps(values.model)),
         frequencies={str(label): float(share) for label, share in shares.items()},
     )
+
+
+def _evidence(path: Path) -> dict[str, Evidence]:
+    with reading(path), path.open("rb"):  # HDF5 says less plainly that a file is missing
+        names, predicted = chunks.read(path, "predicted")
+        _, true = chunks.read(path, "true")
+    return {name: Evidence(*maps) for name, *maps in zip(names, predicted, true, strict=True)}
 
 
 def _table(path: Path) -> pd.DataFrame:
@@ -114,7 +123,7 @@ def main() -> None:
         [read_json(path) for path in before if path.exists()],
         read_json(paths.validation(values.model)),
     )
-    html = page(_results(values, cost), Rows(paths.RESIZED, "pixels").read)
+    html = page(_results(values, cost), chunks.Rows(paths.RESIZED, "pixels").read)
     write_json(paths.TRAINING, cost)
     with new_file(paths.LEARNING_CURVES) as temporary:
         shutil.copyfile(paths.curves(values.model), temporary)

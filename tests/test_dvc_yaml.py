@@ -134,6 +134,7 @@ def test_paths_are_those_of_the_code() -> None:
             paths.features,
             paths.model_file,
             paths.predictions,
+            paths.heat_maps,
             paths.out_of_fold,
             paths.suspicious_labels,
             paths.validation,

@@ -30,6 +30,7 @@ ORDER = [
     "train-scratch",
     "infer-scratch",
     "evaluate",
+    "explain",
     "report",
     "features-backbone",
     "train-backbone",
@@ -103,6 +104,7 @@ def run_code(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
         ("train vgg16", "data/split.csv"),
         ("infer scratch", "models/scratch/model.keras"),
         ("evaluate", "models/scratch/predictions.csv"),
+        ("explain", "models/scratch/model.keras"),
         ("report", "models/scratch/timing/train.json"),
     ],
 )

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from stages.common.explanation.heat_maps import explained, heat_maps, overlay
+from stages.common.explanation.heat_maps import explained, heat_maps
+from stages.common.explanation.overlay import overlay
 from stages.common.networks.heads import make_head
 from stages.common.networks.scratch import encoder, scratch
 from stages.common.runtime.backend import keras

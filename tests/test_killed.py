@@ -52,6 +52,7 @@ ORDER = [
     "train-backbone",
     "infer-backbone",
     "evaluate",
+    "explain",
     "report",
 ]
 HEAVY = ("features", "pretrain", "train", "infer")
@@ -79,7 +80,8 @@ STATES_TIME = re.compile(r"timing|training\.json|report\.html")
 def outs(stage: str) -> list[Path]:
     """What a stage writes, as dvc.yaml says."""
     listed: list[Any] = [out for kind in ("outs", "metrics", "plots") for out in STAGES[stage].get(kind, [])]
-    return [Path(out if isinstance(out, str) else next(iter(out))) for out in listed]
+    names = [out if isinstance(out, str) else next(iter(out)) for out in listed]
+    return [Path(name.replace("${model}", "backbone")) for name in names]
 
 
 def digests(stage: str, folder: Path) -> dict[str, str]:

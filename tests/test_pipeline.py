@@ -21,9 +21,9 @@ from tests.test_matlab import act, image, save
 pytestmark = pytest.mark.slow
 
 MAIN_LINE = ["params", "data/dvc.yaml:sample", "annotate", "split", "chunked-resize"]
-END = ["evaluate", "report"]
+END = ["evaluate", "explain", "report"]
 UP_TO_DATE = "Data and pipelines are up to date.\n"
-WITH_AUDIT = ["evaluate", "audit", "report"]
+LAST = WITH_AUDIT = ["evaluate", "explain", "audit", "report"]
 
 
 def after_warnings(shown: str) -> Any:
@@ -32,12 +32,12 @@ def after_warnings(shown: str) -> Any:
 
 
 def ran(shown: str) -> list[str]:
-    """The stages that were run, in order, audit and report last; not those that were skipped or restored.
+    """The stages that were run, in order, those of `LAST` last; not those that were skipped or restored.
 
-    They wait for few others: dvc may run them before or after a model's stages.
+    They wait for few others: dvc may run them before or after each other and a model's stages.
     """
     found = re.findall(r"Running stage '(.*?)'", shown)
-    return sorted(found, key=lambda stage: ("audit", "report").index(stage) if stage in ("audit", "report") else -1)
+    return sorted(found, key=lambda stage: LAST.index(stage) if stage in LAST else -1)
 
 
 def stages_of(model: str, *steps: str) -> list[str]:

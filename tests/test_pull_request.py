@@ -110,6 +110,7 @@ def test_parameters_that_were_not_run_are_refused_with_the_stages_that_would_run
         "models/dvc.yaml:train-backbone",
         "models/dvc.yaml:infer-backbone",
         "evaluate",
+        "explain",
         "report",
     ]
     assert re.search(r"backbone.l2 *\| 100 *\| 7 *\|", report)

@@ -22,11 +22,13 @@ from sklearn.metrics import f1_score
 from stages import report
 from stages.common.dataset import chunks
 from stages.common.evaluation import calibration
+from stages.common.evaluation.examples import SHOWN
 from stages.common.evaluation.label_issues import suspicious_labels
 from stages.common.evaluation.metrics import METRICS
 from stages.common.evaluation.predictions import OF
 from stages.common.evaluation.summary import label_scores, summary
 from stages.common.report import charts, gallery, page
+from stages.common.report.examples import Evidence
 from stages.common.runtime import paths
 from stages.common.runtime.errors import UserError
 from tests.conftest import Clone, set_parameters
@@ -116,6 +118,7 @@ def results(labels: list[str] = HOSTILE, **changes: Any) -> page.Results:
         predictions=table,
         pairs=changes.pop("pairs", pd.DataFrame(columns=PAIR)),
         suspicious=suspicious_labels(table),
+        evidence=changes.pop("evidence", {}),
         frequencies=changes.pop("frequencies", {label: 1 / (place + 2) for place, label in enumerate(labels)}),
     )
 
@@ -168,7 +171,35 @@ def test_the_galleries_are_the_most_confident_mistakes_and_the_least_confident_h
         part = part[: part.index("</section>")]
         names = [html.unescape(name) for name in re.findall(r"<small>(.*?)</small>", part)]
         expected = found.predictions[chosen].sort_values("probability", ascending=ascending).drop_duplicates("video")
-        assert names == list(expected["image"][: gallery.SHOWN])
+        assert names == list(expected["image"][:SHOWN])
+
+
+def test_beside_a_picture_is_the_evidence_for_the_predicted_and_the_true_label() -> None:
+    table = predictions(HOSTILE)
+    correct = table["label"] == table["prediction"]
+    mistake, hit = (
+        table[rows].sort_values("probability", ascending=up).iloc[0]
+        for rows, up in ((~correct, False), (correct, True))
+    )
+    heat = np.zeros((4, 4), np.float32)
+    upper, lower = heat.copy(), heat.copy()
+    upper[0], lower[3] = 1, 1
+    found = results(
+        predictions=table, evidence={mistake["image"]: Evidence(upper, lower), hit["image"]: Evidence(upper, upper)}
+    )
+    text = page.page(found, plain)
+    for section, row, brightest in (("mistakes", mistake, "upper lower"), ("hits", hit, "upper")):
+        part = text[text.index(f'<section id="{section}">') :]
+        part = part[part.index("<li>") : part.index("</li>")]
+        assert html.unescape(re.findall(r"<small>(.*?)</small>", part)[0]) == row["image"]
+        expected = list(dict.fromkeys([row["prediction"], row["label"]]))
+        assert [html.unescape(name) for name in re.findall('alt="evidence for (.*?)"', part)] == expected
+        pictures = [
+            np.asarray(Image.open(io.BytesIO(base64.b64decode(data))), int).sum(axis=2)
+            for data in re.findall(r"base64,([^\"]+)", part)
+        ]
+        halves = ["upper" if shown[:40].mean() > shown[-40:].mean() else "lower" for shown in pictures[1:]]
+        assert " ".join(halves) == brightest
 
 
 def test_the_pictures_are_the_images() -> None:
@@ -296,6 +327,8 @@ def write(found: page.Results, model: str) -> None:
     """Write what the stage needs into the current folder, as the stages before it do."""
     names = list(found.predictions["image"])
     chunks.write(paths.RESIZED / "00000.h5", names, {"pixels": plain(names)})
+    heat = {kind: np.ones((len(names), 7, 7), np.float32) for kind in ("predicted", "true")}
+    chunks.write(paths.heat_maps(model), names, heat)
     train = {"seconds": 12.3, "epochs": 3, "images": 600, "parameters": 1234, "device": "CPU"}
     for name, content in (
         (paths.timing(model) / "train.json", train),
@@ -329,6 +362,7 @@ def test_report_writes_the_page_and_the_training_of_the_model(workspace: Path) -
     assert "always “running”" in shown
     assert "none: not a git repository with commits" in shown
     assert "The images are not photographs" in shown
+    assert "where in it the evidence for the predicted label is" in shown
     assert json.loads(paths.TRAINING.read_text())["seconds"] == 12.3
     assert paths.LEARNING_CURVES.read_bytes() == paths.curves("scratch").read_bytes()
     report.main()

@@ -1,4 +1,4 @@
-"""Where in an image the evidence for a label is: class activation maps, and pictures of them.
+"""Where in an image the evidence for a label is: class activation maps.
 
 After their last feature maps all models of this project are affine: an average and a linear layer, or a linear layer on the
 flattened maps. So the part of a logit that each place of the maps contributes is exact, and needs no gradient: for averaged
@@ -9,7 +9,6 @@ Grad-CAM (Selvaraju et al., ICCV 2017) reduces there.
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from stages.common.runtime.backend import keras
 from stages.common.runtime.errors import UserError
@@ -17,9 +16,10 @@ from stages.common.runtime.errors import UserError
 LOGITS = "logits"
 PLACES = 64  # in memory at a time, each as large as the maps
 TOLERANCE = 1e-3  # of the logits, by which the contributions may miss them
-# From nothing to the most: viridis, which the colour-blind can read, and whose brightness rises.
-COLOURS = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)], float)
-MIN_OPACITY, MAX_OPACITY = 0.15, 0.65
+
+
+class NoMapsError(UserError):
+    """The network has no feature maps, as those that attend to patches."""
 
 
 class Explained(NamedTuple):
@@ -37,7 +37,7 @@ def explained(model: keras.Model, name: str) -> Explained:
         name: of the model, for the message.
 
     Raises:
-        UserError: it has none, as networks that attend to patches.
+        NoMapsError: it has none.
     """
     names = [layer.name for layer in model.layers]
     before = model.layers[: names.index(LOGITS)] if LOGITS in names else []
@@ -47,7 +47,7 @@ def explained(model: keras.Model, name: str) -> Explained:
         to_logits = keras.Model(maps[-1].output, model.get_layer(LOGITS).output)
         if _is_affine(to_logits):
             return Explained(to_maps, to_logits)
-    raise UserError(
+    raise NoMapsError(
         f"{name}: it has no feature maps from which its logits follow by a linear layer; no heat map is possible"
     )
 
@@ -97,24 +97,3 @@ def _centred(parts: Explained, maps: np.ndarray) -> np.ndarray:
     logits = parts.to_logits.predict_on_batch(maps)
     centred: np.ndarray = logits - logits.mean(axis=1, keepdims=True)
     return centred
-
-
-def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """A picture with the evidence for a label over it: yellow where it is most, violet where there is none or less.
-
-    Args:
-        picture: (height, width, 3) uint8.
-        heat: of that label, (any, any) float.
-
-    Returns:
-        (height, width, 3) uint8.
-    """
-    positive = np.maximum(heat, 0)
-    share = positive / positive.max() if positive.max() > 0 else positive
-    image = Image.fromarray(share.astype(np.float32))
-    height, width = picture.shape[:2]
-    share = np.clip(np.asarray(image.resize((width, height), Image.Resampling.BICUBIC)), 0, 1)
-    steps = np.linspace(0, 1, len(COLOURS))
-    colours = np.stack([np.interp(share, steps, channel) for channel in COLOURS.T], axis=-1)
-    opacity = (MIN_OPACITY + (MAX_OPACITY - MIN_OPACITY) * share)[..., None]
-    return np.asarray(np.round((1 - opacity) * picture + opacity * colours), np.uint8)

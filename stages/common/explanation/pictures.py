@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from stages.common.explanation.heat_maps import Explained, heat_maps, overlay
+from stages.common.explanation.heat_maps import Explained, heat_maps
+from stages.common.explanation.overlay import overlay
 from stages.common.images.decoding import decode, dimensions
 from stages.common.runtime.files import new_file, write_error
 

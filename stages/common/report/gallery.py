@@ -1,4 +1,4 @@
-"""The pictures of the page: the most confident mistakes and the least confident hits, over all labels and by label."""
+"""Pictures of the pages, as many as there is room for."""
 
 import base64
 import functools
@@ -10,14 +10,11 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from stages.common.dataset.splits import video_keys
-
 Read = Callable[[list[str]], np.ndarray]
 
 SIDE = 160  # pixels of a picture
 QUALITY = 80  # of its JPEG
-SHOWN = 12  # pictures in a gallery over all labels
-SHOWN_OF_LABEL = 4
+SHOWN = 12  # labels that may be wrong
 MAX_BYTES = 3_500_000  # of all pictures in base64; the page stays under 5 MB
 
 
@@ -26,11 +23,18 @@ class Budget:
 
     def __init__(self, read: Read) -> None:
         self.left = MAX_BYTES
-        self._picture = functools.lru_cache(maxsize=None)(functools.partial(_picture, read))
+        self.pixels = functools.partial(_pixels, read)
+        self._made = functools.lru_cache(maxsize=None)(lambda image: _jpeg(self.pixels(image)))
 
     def picture(self, image: str) -> str:
         """A JPEG in base64."""
-        data = self._picture(image)
+        return self._counted(self._made(image))
+
+    def drawn(self, pixels: np.ndarray) -> str:
+        """The same of other pixels, (height, width, 3) uint8."""
+        return self._counted(_jpeg(pixels))
+
+    def _counted(self, data: str) -> str:
         self.left -= len(data)
         return data
 
@@ -43,44 +47,14 @@ class Budget:
         return shown
 
 
-def galleries(predictions: pd.DataFrame, labels: list[str], budget: Budget) -> dict[str, Any]:
-    """As many pictures as there is room for: those over all labels first, then label by label.
-
-    Args:
-        predictions: a table with the columns image, video, label, prediction and probability.
-        labels: those with images, in the order of the page.
-        budget: what it has left.
-
-    Returns:
-        mistakes and hits, lists of pictures; groups, one per label with its own mistakes and hits; and omitted, the number
-        of labels without a group.
-    """
-    order = predictions.sort_values(["probability", "image"], ascending=[False, True])
-    hit = order["label"] == order["prediction"]
-    # One frame of each video: the others look alike.
-    videos = video_keys(order["image"], order["video"])
-    mistakes, hits = (rows[~videos[rows.index].duplicated()] for rows in (order[~hit], order[hit].iloc[::-1]))
-    shown: dict[str, Any] = {"mistakes": budget.gallery(mistakes, SHOWN), "hits": budget.gallery(hits, SHOWN)}
-    groups = []
-    for label in labels:
-        same = order["label"] == label
-        group = {
-            "label": label,
-            "images": int(same.sum()),
-            "correct": int((same & hit).sum()),
-            "mistakes": budget.gallery(mistakes[mistakes["label"] == label], SHOWN_OF_LABEL),
-            "hits": budget.gallery(hits[hits["label"] == label], SHOWN_OF_LABEL),
-        }
-        if budget.left < 0:
-            break
-        groups.append(group)
-    return {**shown, "groups": groups, "omitted": len(labels) - len(groups)}
+def _pixels(read: Read, image: str) -> np.ndarray:
+    """An image as the pages show it, (SIDE, SIDE, 3) uint8."""
+    return np.asarray(Image.fromarray(read([image])[0]).resize((SIDE, SIDE), Image.Resampling.LANCZOS))
 
 
-def _picture(read: Read, image: str) -> str:
-    picture = Image.fromarray(read([image])[0]).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+def _jpeg(pixels: np.ndarray) -> str:
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=QUALITY)
+    Image.fromarray(pixels).save(file, "JPEG", quality=QUALITY)
     return base64.b64encode(file.getvalue()).decode()
 
 

@@ -1,6 +1,6 @@
 """All results of a model as one HTML page that needs nothing else: no network, no script, pictures included.
 
-The prose is in page.html, the figures in charts.py, the pictures in gallery.py; here are the numbers that they need.
+The prose is in page.html, the figures in charts.py, the pictures in gallery.py and examples.py; here are the numbers that they need.
 """
 
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from stages.common.evaluation.metrics import METRICS, Scorer
 from stages.common.evaluation.predictions import OF, probabilities_of
 from stages.common.report import gallery
 from stages.common.report.charts import calibration_curve, draw, learning_curves
+from stages.common.report.examples import Evidence, examples
 from stages.common.report.template import render
 from stages.common.runtime.parameters import flatten
 
@@ -43,6 +44,7 @@ class Results:
     predictions: pd.DataFrame
     pairs: pd.DataFrame  # of near-copies, those in two parts first
     suspicious: pd.DataFrame  # labels of test images
+    evidence: dict[str, Evidence]  # of the images with a heat map
     frequencies: dict[str, float]  # of the labels in the training part
 
     @property
@@ -86,7 +88,7 @@ def page(results: Results, read: gallery.Read) -> str:
         calibration=calibration,
         copies=gallery.pairs(results.pairs.head(MAX_PAIRS), budget),
         suspicious=gallery.suspicious(results.suspicious, budget),
-        pictures=gallery.galleries(predictions, labels_with_images, budget),
+        pictures=examples(predictions, labels_with_images, results.evidence, budget),
         unit="video" if results.annotate["layout"] == "mpii" else "group" if results.annotate["videos"] else "image",
         **_scores(results),
     )

@@ -74,6 +74,10 @@ def predictions(model: str) -> Path:
     return Path(f"models/{model}/predictions.csv")
 
 
+def heat_maps(model: str) -> Path:
+    return Path(f"models/{model}/heat_maps.h5")
+
+
 def out_of_fold(model: str) -> Path:
     return Path(f"models/{model}/out_of_fold.csv")
 
