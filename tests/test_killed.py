@@ -55,6 +55,7 @@ ORDER = [
     "explain",
     "report",
 ]
+TRAIN = "models/dvc.yaml:train-scratch"
 HEAVY = ("features", "pretrain", "train", "infer")
 RUN = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
 # A write has two moments: when the temporary file is whole, and when it has got its name.
@@ -383,11 +384,11 @@ def test_a_full_disk_is_one_line_that_names_the_path_and_keeps_finished_work(
 
 @pytest.fixture(scope="module")
 def origin(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """A repository in which dvc has run everything without a break."""
+    """A repository in which dvc has run everything up to the training without a break."""
     clone = make_clone(tmp_path_factory.mktemp("origin") / "origin")
     clone.set(scratch__epochs=12, scratch__patience=12)
     clone.run("git", "commit", "-qam", "More epochs")
-    clone.run("dvc", "repro")
+    clone.run("dvc", "repro", TRAIN)
     return clone
 
 
@@ -407,7 +408,7 @@ def test_a_stage_orphaned_by_a_killed_dvc_is_named_and_its_work_is_not_lost(
     log = tmp_path / "log.txt"
     with log.open("wb") as file:
         environment = os.environ | {"SHELL": shell}
-        dvc = subprocess.Popen(["dvc", "repro"], cwd=clone.path, stdout=file, stderr=file, env=environment)
+        dvc = subprocess.Popen(["dvc", "repro", TRAIN], cwd=clone.path, stdout=file, stderr=file, env=environment)
     while sign not in log.read_text():
         assert dvc.poll() is None, log.read_text()
         time.sleep(0.01)
@@ -421,14 +422,14 @@ def test_a_stage_orphaned_by_a_killed_dvc_is_named_and_its_work_is_not_lost(
         time.sleep(0.01)
     stage = int(lock.read_text().split()[1])
     os.kill(stage, signal.SIGSTOP)
-    shown = clone.run("dvc", "repro", ok=False)
+    shown = clone.run("dvc", "repro", TRAIN, ok=False)
     (line,) = [line for line in shown.splitlines() if line.startswith("error: ")]
     assert f"train-scratch is already run by process {stage} (python -m stages.train scratch, since" in line
     assert "Traceback" not in shown
     os.kill(stage, signal.SIGCONT)
     while Path(f"/proc/{stage}").exists():
         time.sleep(0.01)
-    assert "resuming: 12/12 epochs of phase scratch done" in clone.run("dvc", "repro")
+    assert "resuming: 12/12 epochs of phase scratch done" in clone.run("dvc", "repro", TRAIN)
     assert md5s(clone) == md5s(origin)
     assert not list(clone.path.glob("models/scratch/.*"))
 
@@ -437,13 +438,13 @@ def test_a_dvc_that_is_killed_with_its_stage_resumes_where_it_was(origin: Clone,
     log = tmp_path / "log.txt"
     for sign, number in ((": epoch 2 (", signal.SIGKILL), (": epoch 6 (", signal.SIGINT)):
         with log.open("wb") as file:
-            dvc = subprocess.Popen(["dvc", "repro"], cwd=clone.path, stdout=file, stderr=file, start_new_session=True)
+            dvc = subprocess.Popen(["dvc", "repro", TRAIN], cwd=clone.path, stdout=file, stderr=file, start_new_session=True)
         while sign not in log.read_text():
             assert dvc.poll() is None, log.read_text()
             time.sleep(0.01)
         os.killpg(dvc.pid, number)
         dvc.wait()
-    shown = clone.run("dvc", "repro")
+    shown = clone.run("dvc", "repro", TRAIN)
     assert "Running stage 'chunked-resize'" not in shown
     assert epochs(shown)[0] >= 6
     assert md5s(clone) == md5s(origin)

@@ -250,7 +250,7 @@ def test_figures_that_can_not_be_drawn_are_replaced_by_their_numbers(
 
 def test_many_labels_and_noisy_pictures_stay_under_5_mb() -> None:
     labels = [f"activity {number:03d}, general" for number in range(397)]
-    found = results(labels, predictions=predictions(labels, 1200))
+    found = results(labels, predictions=predictions(labels, 600))
     text = page.page(found, noise)
     assert len(text.encode()) < 5_000_000
     assert "others are omitted" in text

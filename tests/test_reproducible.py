@@ -58,7 +58,7 @@ def test_two_clones_write_the_same_lock_files(clones: list[Clone], model: str) -
     for clone in clones:
         clone.set(model=model)
     with ThreadPoolExecutor() as pool:  # at once: what else the machine does must not matter either
-        list(pool.map(lambda clone: clone.run("dvc", "repro"), clones))
+        list(pool.map(lambda clone: clone.run("dvc", "repro", "evaluate"), clones))
     one, other = map(md5s, clones)
     assert one == other
     outputs = one["evaluate"].keys() | one[f"train-{model}"].keys()
@@ -81,7 +81,7 @@ def default(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """The default model, on smaller and fewer images: whole batches, as JAX compiles the network for each size."""
     clone = make_clone(tmp_path_factory.mktemp("default") / "clone")
     clone.set(model="backbone", sample__images=384, backbone__name="efficientnet_lite0")
-    clone.run("dvc", "repro")
+    clone.run("dvc", "repro", "evaluate")
     return clone
 
 
