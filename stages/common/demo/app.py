@@ -72,6 +72,8 @@ class Demo:
                 content = await _body(request) if example is None else b""
                 work = self.pool.submit(self._answer, model, example, content)
                 return JSONResponse(await asyncio.wrap_future(work))
+        except asyncio.CancelledError as error:
+            raise HTTPException(503, "the server is being stopped") from error
         except Exception as error:
             if (told := _told(error)) is None:
                 raise

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import webbrowser
 
 import uvicorn
@@ -42,7 +43,8 @@ def serve(model: str | None, host: str, port: int, browser: bool) -> None:
                 print("demo: anybody who can reach this machine over the network can use it", flush=True)
             print(f"demo: {url} (Ctrl-C ends it)", flush=True)
             if browser and _has_display():
-                webbrowser.open(url)
+                # Some browsers return when they are closed.
+                threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
 
         demo = Demo(models)
         guarded = Guard(app(demo, started), host_check(host, loopback), security_headers(demo.styles()))
