@@ -93,6 +93,8 @@ EDITS: dict[str, set[str]] = {
     "stages/common/images/download.py": set(),
     "stages/common/training/__pycache__/losses.cpython-311.pyc": set(),
     "commands/predict.py": set(),
+    "stages/common/demo/app.py": set(),
+    "stages/common/report/demo.html": set(),
     "stages/common/sample/tables.py": {"sample"},
     "stages/common/annotations/folders.py": {"annotate"},
     "stages/common/audit/near_copies.py": {"audit"},

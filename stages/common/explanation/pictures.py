@@ -14,7 +14,7 @@ STEM = 50  # letters of a photograph's name in that of its picture
 LONGEST = 640  # pixels of the longer side
 
 
-def picture(parts: Explained, path: Path, label: int, longest: int = LONGEST) -> Image.Image:
+def picture(parts: Explained, path: Path, label: int) -> Image.Image:
     """The photograph in `path`, in its own proportions, with the evidence for `label`, an index of the model's labels.
 
     Raises:
@@ -22,11 +22,19 @@ def picture(parts: Explained, path: Path, label: int, longest: int = LONGEST) ->
     """
     size = parts.to_maps.input_shape[1]
     heat = heat_maps(parts, decode(path, size)[None])[0, label]
+    return Image.fromarray(overlay(photograph(path), heat))
+
+
+def photograph(path: Path) -> np.ndarray:
+    """The photograph in `path` upright, in its own proportions, at most `LONGEST` pixels long: (height, width, 3) uint8.
+
+    Raises:
+        DecodeError, OSError: it can't be decoded.
+    """
     width, height = dimensions(path)
-    scale = min(1.0, longest / max(width, height))
+    scale = min(1.0, LONGEST / max(width, height))
     shape = max(1, round(scale * width)), max(1, round(scale * height))
-    photograph = Image.fromarray(decode(path, max(shape))).resize(shape, Image.Resampling.LANCZOS)
-    return Image.fromarray(overlay(np.asarray(photograph), heat))
+    return np.asarray(Image.fromarray(decode(path, max(shape))).resize(shape, Image.Resampling.LANCZOS))
 
 
 class Pictures:

@@ -45,13 +45,18 @@ def load_classifier(name: str | None) -> Classifier:
     return Classifier(file, model, labels)
 
 
+def for_inference(model: keras.Model) -> keras.Model:
+    """The same function as a model of fewer operations, which takes a second to build."""
+    return fold_batch_norm(inline(model))
+
+
 def label_images(model: keras.Model, images: list[Path]) -> Iterator[tuple[Path, np.ndarray | DecodeError]]:
     """Each image in order, with the probability of each label, (labels,) float32, or why it could not be decoded.
 
     The next images are decoded while the network runs; memory does not grow with their number.
     """
     size = model.input_shape[1]
-    model = fold_batch_norm(inline(model))
+    model = for_inference(model)
     waiting: deque[Future[np.ndarray | DecodeError]] = deque()
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(images), BATCH):

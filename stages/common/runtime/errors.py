@@ -69,9 +69,14 @@ def is_system_fault(error: BaseException) -> bool:
 
 def fail(message: str) -> NoReturn:
     """End the process with `message` as one line on stderr and exit code 1."""
+    print_traceback()
+    sys.exit(f"error: {printable(' '.join(message.split()))}")
+
+
+def print_traceback() -> None:
+    """Print the traceback of the error that is being handled, if `DEBUG` asks for it."""
     if os.environ.get("DEBUG", "0") not in ("", "0"):
         traceback.print_exc()
-    sys.exit(f"error: {printable(' '.join(message.split()))}")
 
 
 def short(error: BaseException, limit: int = 160) -> str:
