@@ -53,6 +53,10 @@ SUSPICIOUS_PAGE = Path("plots/suspicious_labels.html")
 
 LIVE_CURVES = Path("dvclive")
 
+CITATION = Path("CITATION.bib")
+# The name of a model's file, wherever its folder is.
+MODEL_FILE = "model.keras"
+
 
 def lock(stage: str) -> Path:
     return Path(f"data/.{stage}.lock")
@@ -67,7 +71,7 @@ def backbone(model: str) -> Path:
 
 
 def model_file(model: str) -> Path:
-    return Path(f"models/{model}/model.keras")
+    return Path(f"models/{model}") / MODEL_FILE
 
 
 def predictions(model: str) -> Path:
