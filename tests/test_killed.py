@@ -438,7 +438,9 @@ def test_a_dvc_that_is_killed_with_its_stage_resumes_where_it_was(origin: Clone,
     log = tmp_path / "log.txt"
     for sign, number in ((": epoch 2 (", signal.SIGKILL), (": epoch 6 (", signal.SIGINT)):
         with log.open("wb") as file:
-            dvc = subprocess.Popen(["dvc", "repro", TRAIN], cwd=clone.path, stdout=file, stderr=file, start_new_session=True)
+            dvc = subprocess.Popen(
+                ["dvc", "repro", TRAIN], cwd=clone.path, stdout=file, stderr=file, start_new_session=True
+            )
         while sign not in log.read_text():
             assert dvc.poll() is None, log.read_text()
             time.sleep(0.01)
