@@ -36,7 +36,7 @@ PHOTOGRAPHS = 200
 
 NOTES = f"""
 *Keras* is the model as `predict` runs it: batch normalisation folded, `predict_on_batch`. All engines take one batch in turn,
-{ROUNDS} rounds ({FEWEST} of a large network) after one that does not count; a ratio is the median over the rounds of that round's ratio, as other programs ran
+{FEWEST} to {ROUNDS} rounds, until {SECONDS} seconds have passed, after one that does not count; a ratio is the median over the rounds of that round's ratio, as other programs ran
 at the same time. *Faster at 1*: Keras's time for one image over the format's. *Faster at {BATCH}*: the same for a batch of {BATCH}.
 """
 
