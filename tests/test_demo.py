@@ -361,10 +361,14 @@ def test_it_is_whole_and_accessible_on_phones_and_in_the_dark(
     user = opened(browser, server, color_scheme=scheme, viewport={"width": width, "height": 740})
     page = next(user)
     path = photograph(tmp_path / f"{'a long name ' * 9}.png", 13, (60, 700))
-    for step in ("start", "result", "error"):
+    for step in ("start", "result", "waiting", "error"):
         if step == "result":
             page.set_input_files("#file", path)
             shown(page)
+        if step == "waiting":
+            page.route("**/labels*", lambda route: None, times=1)
+            page.set_input_files("#file", path)
+            expect(page.locator("#wait")).to_be_visible()
         if step == "error":
             page.set_input_files("#file", {"name": "bad" * 60, "mimeType": "image/png", "buffer": b"x"})
             expect(page.locator("#error")).not_to_be_empty()
