@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from stages.common.demo.record import Examples, Record
-from stages.common.explanation.heat_maps import Explained, explained, heat_maps, overlay
+from stages.common.explanation.heat_maps import Explained, explained, heat_maps
+from stages.common.explanation.overlay import overlay
 from stages.common.explanation.pictures import photograph
 from stages.common.images.decoding import decode
 from stages.common.networks.model_file import load_labels
