@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from stages.common.dataset import chunks
-from stages.common.evaluation.examples import SHOWN, mistakes_and_hits
 from stages.common.evaluation.predictions import read_predictions
+from stages.common.explanation.examples import SHOWN, mistakes_and_hits
 from stages.common.explanation.heat_maps import Explained, NoMapsError, explained, heat_maps
 from stages.common.networks.serialization import load
 from stages.common.runtime import errors, parameters, paths

@@ -22,11 +22,11 @@ from sklearn.metrics import f1_score
 from stages import report
 from stages.common.dataset import chunks
 from stages.common.evaluation import calibration
-from stages.common.evaluation.examples import SHOWN
 from stages.common.evaluation.label_issues import suspicious_labels
 from stages.common.evaluation.metrics import METRICS
 from stages.common.evaluation.predictions import OF
 from stages.common.evaluation.summary import label_scores, summary
+from stages.common.explanation.examples import SHOWN
 from stages.common.report import charts, gallery, page
 from stages.common.report.examples import Evidence
 from stages.common.runtime import paths

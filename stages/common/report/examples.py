@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from stages.common.evaluation.examples import SHOWN, mistakes_and_hits
+from stages.common.explanation.examples import SHOWN, mistakes_and_hits
 from stages.common.explanation.overlay import overlay
 from stages.common.report.gallery import Budget
 
