@@ -8,8 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nbclient
+import nbformat
 import pandas as pd
 import pytest
+import yaml
 
 from stages.common.evaluation.metrics import METRICS
 from stages.common.runtime import paths
@@ -237,6 +240,22 @@ def test_a_folder_of_the_user_with_another_target_on_jax(clone: Clone, drawn: Pa
         assert clone.json("metrics/evaluation.json")["model"] == model
         assert "on jax" in clone.json(f"models/{model}/timing/train.json")["device"]
     assert clone.json("metrics/split.json")["labels"] > 20
+
+
+def test_the_quick_start_notebook_runs_to_its_end(clone: Clone) -> None:
+    clone.set(model="backbone")
+    clone.run("git", "commit", "-qam", "The default model")
+    book = nbformat.read(clone.path / "docs/quickstart.ipynb", as_version=4)
+    assert not any(cell.get("outputs") for cell in book.cells)
+    folder = str(clone.path / "docs")  # where Jupyter starts it
+    nbclient.NotebookClient(book, timeout=600, resources={"metadata": {"path": folder}}).execute()
+    outputs = [output for cell in book.cells for output in cell.get("outputs", ())]
+    printed = "".join(output.text for output in outputs if output.output_type == "stream")
+    assert ran(printed)[: len(MAIN_LINE)] == MAIN_LINE
+    assert "B is stronger-penalty (backbone)" in printed
+    shown = [data for output in outputs for data in output.get("data", ())]
+    assert [shown.count(kind) for kind in ("text/html", "image/jpeg", "image/png")] == [2, 1, 1]
+    assert yaml.safe_load((clone.path / "params.yaml").read_text(encoding="utf-8"))["backbone"]["l2"] == 100
 
 
 def test_prediction_after_training(finished: Clone) -> None:
