@@ -7,7 +7,6 @@ import argparse
 import itertools
 import os
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from stages.common.images.decoding import DecodeError
 from stages.common.prediction.classifier import Classifier, label_images, load_classifier
 from stages.common.runtime import errors
 from stages.common.runtime.errors import UserError, printable
-from stages.common.runtime.files import new_file, write_error
+from stages.common.runtime.files import destination, new_file, write_error
 from stages.common.runtime.progress import progress
 
 ROWS = 64  # of the table, written at once
@@ -96,15 +95,9 @@ def csv_target(path: Path) -> Path:
     """
     if path.exists() and not path.is_file() and not path.is_dir():
         return path  # a device, or a pipe, whose links lead nowhere
-    target = Path(os.path.realpath(path))
-    if target.is_dir():
+    if path.is_dir():
         raise UserError(f"--csv is {str(path)!r}, a folder; expected the name of a file to write")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=target.parent).close()
-    except OSError as error:
-        raise write_error(path, error) from error
-    return target
+    return destination(path)
 
 
 @contextmanager

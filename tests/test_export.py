@@ -33,7 +33,7 @@ from stages.common.networks.heads import make_head
 from stages.common.networks.model_file import FEATURES
 from stages.common.networks.scratch import scratch
 from stages.common.networks.serialization import load, save
-from stages.common.runtime import paths
+from stages.common.runtime import paths, tracked
 from stages.common.runtime.backend import keras
 from stages.common.runtime.errors import UserError
 from stages.train import with_probabilities
@@ -148,7 +148,7 @@ def test_a_written_file_is_what_keras_says_at_any_batch_size(
     assert about["labels"] == LABELS
     assert about["image_size"] == 72
     assert about["licence"] == metadata.UNKNOWN
-    assert about["model_md5"] == metadata.md5(files[kind])
+    assert about["model_md5"] == tracked.md5(files[kind])
     assert "Lanczos" in about["resizing"]
     assert about["project"] == metadata.PROJECT
     assert about["commit"] == "unknown"  # the workspace is no repository
@@ -327,7 +327,7 @@ def test_a_convolution_of_many_groups_becomes_a_depthwise_one(noise: np.ndarray)
 
 
 def entry(path: Path) -> dict[str, str]:
-    return {"path": str(path), "md5": metadata.md5(path)}
+    return {"path": str(path), "md5": tracked.md5(path)}
 
 
 def write_locks(name: str, data: str = DATA, **parameters: Any) -> None:
@@ -400,7 +400,7 @@ def test_nothing_is_claimed_of_a_model_that_the_locks_do_not_tell_of(workspace: 
     assert licence() == metadata.MIT
     file = edited or Path("copy.keras")
     if edited in paths.LOCKS:
-        file.write_text(file.read_text().replace(metadata.md5(paths.SPLIT), "0"))
+        file.write_text(file.read_text().replace(tracked.md5(paths.SPLIT), "0"))
     else:
         file.write_bytes(paths.model_file("scratch").read_bytes() + b"x" * (edited is not None))
     assert metadata.origin_of(file if edited not in paths.LOCKS else paths.model_file("scratch")) is None

@@ -15,12 +15,13 @@ from stages.common.dataset.splits import read_split, video_keys
 from stages.common.evaluation.metrics import METRICS
 from stages.common.evaluation.predictions import read_predictions
 from stages.common.evaluation.summary import summary
-from stages.common.export.metadata import MIT, PROJECT, RESEARCH, Origin, commit, licence_of, md5, origin_of
+from stages.common.export.metadata import MIT, PROJECT, RESEARCH, Origin, commit, licence_of, origin_of
 from stages.common.prediction.classifier import Classifier
 from stages.common.runtime import paths
 from stages.common.runtime.errors import UserError
 from stages.common.runtime.files import new_folder
-from stages.common.runtime.parameters import flatten
+from stages.common.runtime.parameters import auto_weights, flatten
+from stages.common.runtime.tracked import md5
 
 README, LABELS = "README.md", "labels.json"
 CONTENT = frozenset({README, LABELS, paths.MODEL_FILE})
@@ -174,8 +175,8 @@ def _start(origin: Origin, licence: str) -> str:
     """The weights that the network had before it was trained, if others have made them."""
     network = str(origin.parameters.get(f"{origin.name}.name", origin.name))
     weights = origin.parameters.get("weights", "random")
-    if weights == "auto" and licence == MIT and not network.startswith(("efficientnet_lite", "hub:")):
-        weights = "random"  # as `Parameters.initial_weights` says
+    if weights == "auto":
+        weights = auto_weights(network, uses_sample=licence == MIT)
     return "" if weights == "random" else f"pretrained weights of {Path(network).name}"
 
 

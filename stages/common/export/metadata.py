@@ -1,6 +1,5 @@
 """What a file that leaves the project says of itself: labels, licence, images, and where it comes from."""
 
-import hashlib
 import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ from stages.common.prediction.classifier import Classifier
 from stages.common.runtime import paths
 from stages.common.runtime.backend import keras
 from stages.common.runtime.parameters import MODELS, parse_yaml
+from stages.common.runtime.tracked import md5
 
 PROJECT = "What are they doing? Activities in photographs"
 RESIZING = "Lanczos, of the upright RGB photograph to a square, without keeping its proportions"
@@ -33,12 +33,6 @@ class Origin(NamedTuple):
     parameters: dict[str, Any]
     split: str
     predictions: str
-
-
-def md5(path: Path) -> str:
-    """The digest of a file, as DVC computes it."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def origin_of(file: Path) -> Origin | None:

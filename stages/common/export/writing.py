@@ -1,7 +1,6 @@
 """A model to a file or folder outside the project: first beside its place, compared with Keras, then renamed."""
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ from stages.common.export.metadata import describe
 from stages.common.export.verify import LIMIT, Comparison, compare, expected_of, images_to_compare
 from stages.common.prediction.classifier import Classifier
 from stages.common.runtime.errors import UserError, is_system_fault, short
-from stages.common.runtime.files import new_file, new_folder, write_error
+from stages.common.runtime.files import destination, new_file, new_folder, write_error
 
 
 def target(path: Path, suffix: str, content: frozenset[str]) -> Path:
@@ -37,11 +36,9 @@ def target(path: Path, suffix: str, content: frozenset[str]) -> Path:
             others = sorted(each.name for each in place.iterdir() if each.name not in content)
             if others:
                 raise UserError(f"OUT is {str(path)!r}, a folder with {others[0]} in it; expected a new name")
-        place.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=place.parent).close()
     except OSError as error:
         raise write_error(path, error) from error
-    return place
+    return destination(path)
 
 
 def export(classifier: Classifier, name: str, out: Path) -> str:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -91,6 +92,21 @@ def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def destination(path: Path) -> Path:
+    """Where what the user calls `path` is written: links are followed, and missing folders above it made.
+
+    Raises:
+        UserError: nothing can be written there.
+    """
+    place = Path(os.path.realpath(path))
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=place.parent).close()
+    except OSError as error:
+        raise write_error(path, error) from error
+    return place
 
 
 def write_error(path: Path, error: Exception) -> UserError:

@@ -167,18 +167,13 @@ class Parameters(Section):
         return self._uses(paths.MPII)
 
     def initial_weights(self, model: str) -> str:
-        """Where a model starts: imagenet, random, a weights file, or for selfsupervised its own encoder.
-
-        `auto` is random for the synthetic sample, so that trying the pipeline needs no download; a network whose weights
-        come with its package or its preset has them always.
-        """
+        """Where a model starts: imagenet, random, a weights file, or for selfsupervised its own encoder."""
         section = getattr(self, model)
         if isinstance(section, Scratch):
             return "self-supervised" if isinstance(section, SelfSupervised) and self.pretrain.epochs else "random"
         if self.weights != "auto":
             return self.weights
-        bundled = isinstance(section, Backbone) and section.name.startswith(("efficientnet_lite", "hub:"))
-        return "random" if self.uses_sample and not bundled else "imagenet"
+        return auto_weights(section.name if isinstance(section, Backbone) else model, self.uses_sample)
 
     @property
     def chosen(self) -> Scratch | Pretrained:
@@ -296,6 +291,16 @@ def _keys(location: tuple[int | str, ...]) -> list[str]:
     for key in location:
         section = section.model_fields[str(key)].annotation
     return list(section.model_fields)
+
+
+def auto_weights(network: str, uses_sample: bool) -> str:
+    """What the parameter weights: auto stands for, for a network of this name: imagenet or random.
+
+    It is random for the synthetic sample, so that trying the pipeline needs no download; a network whose weights come with
+    its package or its preset has them always.
+    """
+    bundled = network.startswith(("efficientnet_lite", "hub:"))
+    return "random" if uses_sample and not bundled else "imagenet"
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Outputs of other stages that were edited after their stage wrote them."""
+"""Outputs as the dvc.lock files know them, and those that were edited after their stage wrote them."""
 
 import hashlib
 import os
@@ -9,6 +9,12 @@ from stages.common.runtime.errors import UserError
 from stages.common.runtime.parameters import parse_yaml
 
 
+def md5(path: Path) -> str:
+    """The digest of a file, as DVC computes it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
 def refuse_edited(path: Path) -> None:
     """Raise a `UserError` if dvc runs this process and `path` is not what its stage wrote, as a dvc.lock says.
 
@@ -17,14 +23,13 @@ def refuse_edited(path: Path) -> None:
     """
     if "DVC_STAGE" not in os.environ or not path.is_file():
         return
-    expected = {md5 for lock in paths.LOCKS if lock.exists() for md5 in _recorded(lock, path)}
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    expected = {digest for lock in paths.LOCKS if lock.exists() for digest in _recorded(lock, path)}
+    found = md5(path)
     if expected and found not in expected:
-        md5 = min(expected)
+        known = min(expected)
         raise UserError(
-            f"{path}: edited after its stage wrote it (md5 {found}, dvc.lock says {md5}), in DVC's cache as well; delete it "
-            f"and files/md5/{md5[:2]}/{md5[2:]} in the folder that `dvc cache dir` names, then run dvc repro"
+            f"{path}: edited after its stage wrote it (md5 {found}, dvc.lock says {known}), in DVC's cache as well; delete it "
+            f"and files/md5/{known[:2]}/{known[2:]} in the folder that `dvc cache dir` names, then run dvc repro"
         )
 
 
