@@ -31,6 +31,7 @@ PARAMETERS = TINY | {
     "model": "backbone",
     "scratch.epochs": 6,
     "scratch.filters": [8, 8],
+    "scratch.augment": True,
     "pretrain.epochs": 6,
     "backbone.epochs": 4,
     "backbone.patience": 4,
@@ -184,7 +185,9 @@ def folder(straight: Straight, tmp_path: Path) -> Path:
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(straight: Straight, folder: Path, stage: str) -> None:
     expected = straight.digests(stage)
     generator = random.Random(stage)  # noqa: S311
-    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
+    # Stages that load Keras, which takes most of their time, get one of the signals that can be handled.
+    handled = generator.sample([signal.SIGTERM, signal.SIGINT], 1 if stage.startswith((*HEAVY, "explain")) else 2)
+    for number in (signal.SIGKILL, *handled):
         started = Started(stage, folder)
         started.wait_for(loaded(stage))
         time.sleep(generator.uniform(0, straight.seconds[stage]))
@@ -280,9 +283,8 @@ def test_no_epoch_is_trained_again_but_the_one_that_was_lost(straight: Straight,
     generator = random.Random(1)  # noqa: S311
     # Within the head's epochs, between the two phases, within fine-tuning, and within what is trained again.
     moments = {
-        ": epoch 2 (": signal.SIGKILL,
+        ": epoch 2 (": signal.SIGTERM,
         ": epoch 4 (": signal.SIGKILL,
-        ": epoch 5 (": signal.SIGTERM,
         ": epoch 6 (": signal.SIGINT,
         "(refit-head)": signal.SIGKILL,
     }

@@ -103,7 +103,9 @@ class Trainer:
         counts = np.bincount(examples.train.labels, minlength=model.output.shape[-1])
         # The decay to 0 makes the last epochs alike: the best one is then hardly an accident of rounding.
         rate = keras.optimizers.schedules.CosineDecay(phase.learning_rate, phase.epochs * _steps(examples, phase))
-        model.compile(keras.optimizers.Adam(rate), make_loss(phase.imbalance, counts), metrics=["accuracy"])
+        # By its name it would be made within the first step, which TensorFlow would then trace twice.
+        accuracy = keras.metrics.CategoricalAccuracy("accuracy")
+        model.compile(keras.optimizers.Adam(rate), make_loss(phase.imbalance, counts), metrics=[accuracy])
         model.optimizer.build(model.trainable_variables)
         done, best_weights = _Progress(min_f1), model.get_weights()
         if restored := restore(model, self.folder / f"{phase.name}.npz", self.stage, _checked):
