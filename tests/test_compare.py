@@ -67,9 +67,10 @@ class Repository(Clone):
         return self.run(sys.executable, "-m", "commands.compare", *arguments, ok=ok, PYTHONPATH=str(ROOT))
 
 
-@pytest.fixture
-def repository(tmp_path: Path) -> Repository:
-    repository = Repository(tmp_path)
+@pytest.fixture(scope="module")
+def two_commits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with the commits `old` and `new`."""
+    repository = Repository(tmp_path_factory.mktemp("two-commits"))
     for command in (
         ["git", "init", "-q"],
         ["git", "config", "user.name", "Test"],
@@ -79,7 +80,13 @@ def repository(tmp_path: Path) -> Repository:
         repository.run(*command)
     repository.commit("old", predictions(0.5))
     repository.commit("new", predictions(0.9), model="vgg16", seconds=25.5)
-    return repository
+    return repository.path
+
+
+@pytest.fixture
+def repository(two_commits: Path, tmp_path: Path) -> Repository:
+    shutil.copytree(two_commits, tmp_path, symlinks=True, dirs_exist_ok=True)
+    return Repository(tmp_path)
 
 
 def test_two_revisions_with_everything_that_changed(repository: Repository) -> None:

@@ -97,15 +97,9 @@ def run_code(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     ("command", "named"),
     [
         ("annotate", "data/raw/sample"),
-        ("split", "data/annotations.csv"),
         ("chunked_resize", "data/images.txt"),
-        ("features vgg16", "data/resized"),
         ("train scratch", "data/split.csv"),
-        ("train vgg16", "data/split.csv"),
-        ("infer scratch", "models/scratch/model.keras"),
         ("evaluate", "models/scratch/predictions.csv"),
-        ("explain", "models/scratch/model.keras"),
-        ("report", "models/scratch/timing/train.json"),
     ],
 )
 def test_a_stage_without_its_input_says_which_is_missing(workspace: Path, command: str, named: str) -> None:
@@ -182,7 +176,6 @@ def test_each_damaged_input_is_a_user_error_that_names_it(
     ("command", "message"),
     [
         ("features scratch", "argument model: invalid choice: 'scratch'"),
-        ("train lenet", "argument model: invalid choice: 'lenet'"),
         ("train", "the following arguments are required: model"),
         ("infer scratch vgg16", "unrecognized arguments: vgg16"),
     ],
