@@ -232,6 +232,9 @@ def extract_features(section: Backbone) -> None:
     model = backbone(find(section.name), rows.shape[0], section.pixels, "random", images)
     folder = paths.features("backbone")
     folder.mkdir(parents=True)
-    count = features.extract(model, paths.RESIZED, folder, section.features, "features-backbone")
+    file = paths.backbone("backbone")
+    count = features.extract(
+        model, file, paths.RESIZED, folder, section.features, "features-backbone", features.device()
+    )
     assert count == len(rows)
-    save(model, paths.backbone("backbone"), [])
+    save(model, file, [])

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import platform
 import re
 import shutil
 import signal
@@ -322,12 +323,14 @@ def _fail(unfinished: AbstractContextManager[Path], error: Exception) -> None:
 def test_files_of_killed_processes_are_removed_and_those_of_living_ones_stay(tmp_path: Path) -> None:
     dead = subprocess.Popen(["true"])
     dead.wait()
-    for name in (f".a.txt.{dead.pid}.tmp", f".a.txt.{dead.pid}.keras", ".a.txt.resume", ".a.txt.1.tmp", ".b.txt.2.tmp"):
+    host = platform.node()
+    stay = {".a.txt.resume", f".a.txt.1@{host}.tmp", f".b.txt.2@{host}.tmp", f".a.txt.{dead.pid}@other.tmp"}
+    for name in (f".a.txt.{dead.pid}@{host}.tmp", f".a.txt.{dead.pid}@{host}.keras", *stay):
         (tmp_path / name).touch()
-    (tmp_path / f".a.txt.{dead.pid}.old.tmp").mkdir()
+    (tmp_path / f".a.txt.{dead.pid}@{host}.old.tmp").mkdir()
     with new_file(tmp_path / "a.txt") as temporary:
         temporary.write_text("new")
-    assert {path.name for path in tmp_path.iterdir()} == {"a.txt", ".a.txt.resume", ".a.txt.1.tmp", ".b.txt.2.tmp"}
+    assert {path.name for path in tmp_path.iterdir()} == {"a.txt", *stay}
 
 
 SWALLOWED = """

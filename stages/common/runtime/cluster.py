@@ -1,0 +1,236 @@
+"""Jobs on a Dask cluster: the side of the stage. `remote` is the side of the worker."""
+
+import logging
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from stages.common.runtime.errors import UserError, short
+from stages.common.runtime.remote import size
+from stages.common.runtime.resuming import sources, versions
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+ANSWER = 8  # seconds in which a scheduler must answer
+NO_WORKERS = 60.0  # seconds to wait for a first worker, or another one when all have died, unless Dask's configuration says
+
+
+def address() -> str | None:
+    """The address of the scheduler that Dask's configuration names, if any: its variables and its files.
+
+    Raises:
+        UserError: there is an address, and Dask is not installed.
+    """
+    places = os.environ.get("DASK_ROOT_CONFIG", "/etc/dask"), Path(sys.prefix, "etc/dask"), Path.home() / ".config/dask"
+    variables = {"DASK_SCHEDULER_ADDRESS", "DASK_CONFIG"} & os.environ.keys()
+    if not variables and not any(Path(place).exists() for place in places):
+        return None  # who has no configuration does not wait for the import
+    try:
+        import dask.config
+    except ImportError as error:
+        if "DASK_SCHEDULER_ADDRESS" not in os.environ:
+            return None
+        raise UserError(
+            "DASK_SCHEDULER_ADDRESS is set, but Dask is not installed: pip install -r requirements-cluster.txt, or unset it"
+        ) from error
+    return dask.config.get("scheduler-address", None) or None
+
+
+def run(
+    stage: str,
+    address: str,
+    function: Callable[..., None],
+    jobs: Mapping[Path, tuple[Any, ...]],
+    done: Callable[[Path], object],
+    needs: Iterable[Path],
+    dead: str,
+) -> None:
+    """`jobs.run` on the cluster of the scheduler at `address`."""
+    with _connected(address) as client:
+        print(f"{stage}: on {_workers(client)} of {address}", flush=True)
+        entry, expected = _entry(), _expected(needs)
+        finished: SimpleQueue[Any] = SimpleQueue()
+        futures: dict[Any, Path] = {}
+        for piece, arguments in jobs.items():
+            future = client.submit(entry, *expected, _name(function), arguments, pure=False)
+            futures[future] = piece
+            future.add_done_callback(finished.put)
+        while futures:
+            future = _next(client, finished, address)
+            piece = futures.pop(future)  # a future that is kept is computed again when its worker dies
+            _unpack(_result(future, piece, dead))
+            done(piece)
+
+
+def agreed(stage: str, address: str, function: Callable[[], str]) -> str:
+    """What `function()` returns on every worker of the cluster.
+
+    Raises:
+        UserError: they do not all return the same.
+    """
+    with _connected(address) as client:
+        answers = client.run(_in_thread(_entry()), *_expected([]), _name(function), (), on_error="ignore")
+        found = {str(_unpack(answer)): worker for worker, answer in answers.items()}
+    if len(found) != 1:
+        told = "; ".join(f"{worker}: {answer}" for answer, worker in sorted(found.items())) or "none answered"
+        raise UserError(
+            f"{stage}: the workers of {address} differ, and so would results by their rounding ({told}); expected workers of "
+            "one kind: end the others"
+        )
+    return next(iter(found))
+
+
+@contextmanager
+def _connected(address: str) -> Iterator["Client"]:
+    """A client of the scheduler, which has workers.
+
+    Raises:
+        UserError: it does not answer, has no workers, runs another Python, or dies within the block.
+    """
+    from distributed import Client
+    from distributed.comm import CommClosedError
+
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # errors are told in one line
+    try:
+        client = Client(address, timeout=ANSWER, set_as_default=False)
+    except (OSError, ValueError, TimeoutError) as error:
+        raise UserError(
+            f"the Dask scheduler {address} does not answer ({short(error)}); start it, correct DASK_SCHEDULER_ADDRESS, or "
+            "unset it to run on this machine"
+        ) from error
+    try:
+        _wait_for_workers(client, address)
+        _check_python(client)
+        yield client
+    except (CancelledError, CommClosedError) as error:
+        raise UserError(f"the Dask scheduler {address} has died; start it and its workers, then run again to resume") from error
+    finally:
+        client.close(timeout=2)
+
+
+def _wait_for_workers(client: "Client", address: str) -> None:
+    try:
+        client.wait_for_workers(1, timeout=_patience())
+    except TimeoutError as error:
+        raise _no_workers(address) from error
+
+
+def _patience() -> float:
+    """Seconds to wait for a worker: Dask's own setting."""
+    import dask.config
+    from dask.utils import parse_timedelta
+
+    told = dask.config.get("distributed.scheduler.no-workers-timeout", None)
+    return NO_WORKERS if told is None else float(parse_timedelta(told))
+
+
+def _no_workers(address: str) -> UserError:
+    return UserError(
+        f"the Dask scheduler {address} has no running worker; start some (dask worker {address} --nthreads 1 --nworkers -1), "
+        "then run again to resume"
+    )
+
+
+def _check_python(client: "Client") -> None:
+    # Before any code travels: another Python can't read it.
+    found = client.get_versions()
+    for name, seen in {"the scheduler": found["scheduler"], **found["workers"]}.items():
+        version = seen["host"]["python"]
+        if version.split(".")[:2] != list(platform.python_version_tuple()[:2]):
+            raise UserError(
+                f"{name} of the Dask cluster runs Python {version}; expected {platform.python_version()}, as here: start it "
+                "in an environment with the same versions"
+            )
+
+
+def _workers(client: "Client") -> str:
+    threads = client.nthreads()
+    wasted = sum(threads.values()) - len(threads)
+    hint = f" (each does one job at a time, {wasted} threads are idle: start workers with --nthreads 1)" if wasted else ""
+    return f"{len(threads)} worker{'s' * (len(threads) != 1)}{hint}"
+
+
+def _next(client: "Client", finished: SimpleQueue[Any], address: str) -> Any:
+    """The next future that has ended.
+
+    Raises:
+        UserError: for a while no worker has run.
+    """
+    waited = 0
+    while True:
+        try:
+            return finished.get(timeout=1)
+        except Empty:
+            states = {worker["status"] for worker in client.scheduler_info()["workers"].values()}
+            waited = 0 if "running" in states else waited + 1
+            if waited >= _patience():
+                raise _no_workers(address) from None
+
+
+def _result(future: Any, piece: Path, dead: str) -> Any:
+    from distributed import KilledWorker
+
+    try:
+        return future.result()
+    except KilledWorker as error:
+        raise UserError(f"{piece.name}: every worker that had this job has died; {dead}") from error
+
+
+def _unpack(answer: tuple[str, Any]) -> Any:
+    refusal, value = answer
+    if refusal:
+        raise UserError(refusal)
+    return value
+
+
+def _expected(needs: Iterable[Path]) -> tuple[Any, ...]:
+    """What a worker must have: this code, this folder, and files as large as here."""
+    root = Path(__file__).resolve().parents[3]
+    sizes = {str(path): size(path) for path in needs if path.exists()}
+    return str(root), str(Path.cwd()), sources(), versions(), sizes
+
+
+def _name(function: Callable[..., Any]) -> tuple[str, str]:
+    module = sys.modules[function.__module__]
+    return (module.__spec__.name if module.__spec__ else module.__name__), function.__qualname__
+
+
+def _entry() -> Callable[..., tuple[str, Any]]:
+    """What a worker calls. Nested, so that Dask sends its code: by name a worker could not find it before it has run."""
+
+    def entry(root: str, *job: Any) -> tuple[str, Any]:
+        import sys
+        from importlib import import_module
+        from pathlib import Path
+        from platform import node
+
+        if "stages" not in sys.modules and not Path(root, "stages").is_dir():
+            return f"the worker on {node()} does not see {root}; share this folder with it, under the same path", None
+        if "stages" not in sys.modules:
+            sys.path.insert(0, root)
+        try:
+            remote = import_module("stages.common.runtime.remote")
+        except ImportError as error:
+            return f"the worker on {node()} can't import the code in {root} ({error})", None
+        answer: tuple[str, Any] = remote.work(*job)
+        return answer
+
+    return entry
+
+
+def _in_thread(entry: Callable[..., Any]) -> Callable[..., Any]:
+    """`entry` for `Client.run`, without stopping the worker's event loop while libraries are imported."""
+
+    async def answer(*job: Any) -> Any:
+        from asyncio import to_thread
+
+        return await to_thread(entry, *job)
+
+    return answer
