@@ -1,9 +1,10 @@
 """Jobs on a Dask cluster: the side of the stage. `remote` is the side of the worker."""
 
+import asyncio
 import logging
 import os
-import platform
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
@@ -40,7 +41,8 @@ def address() -> str | None:
         raise UserError(
             "DASK_SCHEDULER_ADDRESS is set, but Dask is not installed: pip install -r requirements-cluster.txt, or unset it"
         ) from error
-    return dask.config.get("scheduler-address", None) or None
+    found = dask.config.get("scheduler-address", None)
+    return str(found) if found else None  # a port alone is a number
 
 
 def run(
@@ -96,23 +98,39 @@ def _connected(address: str) -> Iterator["Client"]:
     """
     from distributed import Client
     from distributed.comm import CommClosedError
+    from distributed.versions import VersionMismatchWarning
 
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # errors are told in one line
-    try:
+    _check_answer(address)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", VersionMismatchWarning)  # the versions that matter are checked
         client = Client(address, timeout=ANSWER, set_as_default=False)
-    except (OSError, ValueError, TimeoutError) as error:
-        raise UserError(
-            f"the Dask scheduler {address} does not answer ({short(error)}); start it, correct DASK_SCHEDULER_ADDRESS, or "
-            "unset it to run on this machine"
-        ) from error
     try:
         _wait_for_workers(client, address)
-        _check_python(client)
+        _check_versions(client)
         yield client
     except (CancelledError, CommClosedError) as error:
         raise UserError(f"the Dask scheduler {address} has died; start it and its workers, then run again to resume") from error
     finally:
         client.close(timeout=2)
+
+
+def _check_answer(address: str) -> None:
+    # By itself Client waits for ever if something listens there and is silent.
+    from distributed import rpc
+    from distributed.security import Security
+
+    async def ask() -> None:
+        async with rpc(address, connection_args=Security().get_connection_args("client")) as scheduler:
+            await scheduler.identity()
+
+    try:
+        asyncio.run(asyncio.wait_for(ask(), ANSWER))
+    except (OSError, TypeError, ValueError) as error:
+        raise UserError(
+            f"no Dask scheduler answers at {address} ({short(error)}); start it, correct DASK_SCHEDULER_ADDRESS, or unset it "
+            "to run on this machine"
+        ) from error
 
 
 def _wait_for_workers(client: "Client", address: str) -> None:
@@ -138,16 +156,21 @@ def _no_workers(address: str) -> UserError:
     )
 
 
-def _check_python(client: "Client") -> None:
+def _check_versions(client: "Client") -> None:
     # Before any code travels: another Python can't read it.
     found = client.get_versions()
+    expected = _of(found["client"])
     for name, seen in {"the scheduler": found["scheduler"], **found["workers"]}.items():
-        version = seen["host"]["python"]
-        if version.split(".")[:2] != list(platform.python_version_tuple()[:2]):
+        if _of(seen) != expected:
             raise UserError(
-                f"{name} of the Dask cluster runs Python {version}; expected {platform.python_version()}, as here: start it "
-                "in an environment with the same versions"
+                f"{name} of the Dask cluster has {_of(seen)}; expected {expected}, as here: start it in an environment with "
+                "the same versions"
             )
+
+
+def _of(versions: dict[str, Any]) -> str:
+    python = ".".join(versions["host"]["python"].split(".")[:2])
+    return f"Python {python} and distributed {versions['packages']['distributed']}"
 
 
 def _workers(client: "Client") -> str:

@@ -1,0 +1,232 @@
+"""chunked-resize and features on a Dask cluster: a scheduler and workers started from the shell, on loopback.
+
+The tests share the scheduler, and are in an order: one ends all workers, the last one the scheduler.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from stages import chunked_resize
+from stages.common.images import layout
+from stages.common.runtime import cluster, jobs, paths, remote
+from stages.common.runtime.errors import UserError
+from stages.common.runtime.lock import lock
+from tests.conftest import ROOT, TINY, extract_features, pretrained_section, set_parameters
+
+# What a test makes of a worker, before anything else runs in it.
+HOOKS = {
+    # Ends when it gives its name to a certain chunk file.
+    "mortal": """
+import os
+replace = os.replace
+def last(source, target):
+    if str(target).endswith("00099.h5"):
+        os.kill(os.getpid(), 9)
+    replace(source, target)
+os.replace = last
+""",
+    "old library": "import PIL; PIL.__version__ = '1.2.3'",
+    # Another machine, with a folder of the same name and other files in it.
+    "not shared": """
+import os, pathlib
+stat = os.stat
+def other(path, *arguments, **options):
+    if ".resized.resume" in str(path):
+        raise FileNotFoundError(2, "No such file", path)
+    return stat(path, *arguments, **options)
+os.stat = other
+""",
+    "old Python": """
+from distributed import versions
+host = versions.get_system_info
+versions.get_system_info = lambda: host() | {"python": "3.4.1.final.0"}
+""",
+}
+
+
+class Dask:
+    """A scheduler, and workers whose folder and path do not have the project."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "empty").mkdir()
+        file = folder / "scheduler.json"
+        # Two deaths of workers are the job's fault.
+        self.scheduler = self._start(
+            "scheduler", "--scheduler-file", str(file), DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES="1"
+        )
+        self.address = self._wait_for(file)
+
+    def _start(self, *command: str, **environment: str) -> subprocess.Popen[bytes]:
+        with (self.folder / "log.txt").open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "dask", *command, "--host", "127.0.0.1", "--no-dashboard"],
+                cwd=self.folder / "empty",
+                env=clean_environment() | environment,
+                stdout=log,
+                stderr=log,
+            )
+
+    def _wait_for(self, file: Path) -> str:
+        end = time.monotonic() + 60
+        while not (file.exists() and file.read_text().strip().endswith("}")):
+            assert time.monotonic() < end, (self.folder / "log.txt").read_text()
+            time.sleep(0.02)
+        return str(json.loads(file.read_text())["address"])
+
+    def worker(self, hook: str = "", path: Path | None = None, threads: int = 1) -> subprocess.Popen[bytes]:
+        """Start a worker without a nanny, and wait until it is at the scheduler."""
+        place = self.folder / f"hook {hook}"
+        place.mkdir(exist_ok=True)
+        (place / "sitecustomize.py").write_text(HOOKS.get(hook, ""))
+        before = self._known()
+        process = self._start(
+            *("worker", self.address, "--no-nanny", "--nthreads", str(threads)),
+            *("--local-directory", str(self.folder)),
+            PYTHONPATH=os.pathsep.join(map(str, [place, *([path] if path else [])])),
+        )
+        end = time.monotonic() + 60
+        while self._known() == before:
+            assert time.monotonic() < end
+            assert process.poll() is None
+            time.sleep(0.05)
+        return process
+
+    def _known(self) -> int:
+        """How many workers have ever come."""
+        return (self.folder / "log.txt").read_text().count("Register worker")
+
+    @contextmanager
+    def another(self, hook: str = "", path: Path | None = None) -> Iterator[None]:
+        """A worker more, for a while."""
+        process = self.worker(hook, path)
+        yield
+        end(process)
+
+    def close(self) -> None:
+        end(self.scheduler)
+
+
+def clean_environment() -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "DVC_STAGE")}
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dask]:
+    started = Dask(tmp_path_factory.mktemp("dask"))
+    yield started
+    started.close()
+
+
+class Stage:
+    """chunked-resize in a folder of its own, as dvc starts it."""
+
+    def __init__(self, folder: Path, drawn: Path, chunk: int) -> None:
+        self.folder = folder
+        (folder / "data").mkdir(parents=True)
+        names = sorted(path.name for path in (drawn / "images").iterdir())
+        (folder / paths.IMAGE_LIST).write_text("".join(f"{name}\n" for name in names))
+        shutil.copy(ROOT / "params.yaml", folder)
+        set_parameters(
+            folder / "params.yaml", TINY | {"data": str(drawn), "resize.size": 224, "resize.chunk": chunk}
+        )
+
+    def start(self, address: str = "") -> subprocess.Popen[str]:
+        environment = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "DASK_SCHEDULER_ADDRESS": address}
+        return subprocess.Popen(
+            [sys.executable, "-m", "stages.chunked_resize"],
+            cwd=self.folder,
+            env=clean_environment() | environment | {"DASK_DISTRIBUTED__SCHEDULER__NO_WORKERS_TIMEOUT": "2s"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def finish(self, address: str = "") -> str:
+        """Run it; what it prints."""
+        process = self.start(address)
+        shown = process.communicate(timeout=60)[0]
+        assert process.returncode == 0, shown
+        return shown
+
+    def fail(self, address: str) -> str:
+        """Run it; the one line of its error."""
+        return error(self.start(address))
+
+    def pieces(self) -> list[Path]:
+        return list(self.folder.glob("data/.resized.resume/*/*.h5"))
+
+    def wait_for_pieces(self, number: int, process: subprocess.Popen[str]) -> None:
+        end = time.monotonic() + 60
+        while len(self.pieces()) < number:
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < end
+            time.sleep(0.005)
+
+    def written(self) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in (self.folder / paths.RESIZED).iterdir()}
+
+
+def error(process: subprocess.Popen[str]) -> str:
+    shown = process.communicate(timeout=60)[0]
+    assert process.returncode == 1, shown
+    assert "Traceback" not in shown
+    (line,) = [line for line in shown.splitlines() if line and "chunked-resize: " not in line]
+    assert line.startswith("error: ")
+    return line
+
+
+@pytest.fixture(scope="module")
+def local(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What chunked-resize writes on this machine alone: 80 chunks."""
+    stage = Stage(tmp_path_factory.mktemp("local") / "stage", drawn, 2)
+    assert " on " not in stage.finish()
+    return stage.written()
+
+
+@pytest.fixture
+def stage(drawn: Path, tmp_path: Path) -> Stage:
+    return Stage(tmp_path / "stage", drawn, 2)
+
+
+def test_without_an_address_dask_is_not_imported(tmp_path: Path) -> None:
+    code = "import sys; from stages import chunked_resize, features; from stages.common.runtime import cluster; print(cluster.address(), {'dask', 'distributed'} & sys.modules.keys())"
+    environment = clean_environment() | {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path), "DASK_SCHEDULER_ADDRESS": ""}
+    del environment["DASK_SCHEDULER_ADDRESS"]
+    shown = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert shown.stdout == "None set()\n"
+
+
+def test_two_workers_one_of_which_is_killed_write_the_bytes_of_the_local_run(
+    dask: Dask, stage: Stage, local: dict[str, bytes]
+) -> None:
+    first, second = dask.worker("mortal"), dask.worker("mortal")
+    process = stage.start(dask.address)
+    stage.wait_for_pieces(20, process)
+    first.kill()
+    made = {path.name: path.stat().st_mtime_ns for path in stage.pieces()}
+    assert len(made) < len(local)
+    shown = process.communicate(timeout=60)[0]
+    assert process.returncode == 0, shown
+    assert f"chunked-resize: on 2 workers of {dask.address}" in shown
+    assert "160/160" in shown
+    assert second.poll() is None
+    assert stage.written() == local
+    again = [name for name, time in made.items() if (stage.folder / paths.RESIZED / name).stat().st_mtime_ns != time]
+    assert len(again) <= 2  # those that had just been written, of which the scheduler did not know yet
