@@ -230,11 +230,7 @@ def extract_features(section: Backbone) -> None:
     rows = chunks.Rows(paths.RESIZED, "pixels")
     images = rows.read(list(rows.places)[: features.EXAMPLES])
     model = backbone(find(section.name), rows.shape[0], section.pixels, "random", images)
-    folder = paths.features("backbone")
-    folder.mkdir(parents=True)
-    file = paths.backbone("backbone")
-    count = features.extract(
-        model, file, paths.RESIZED, folder, section.features, "features-backbone", features.device()
-    )
-    assert count == len(rows)
+    folder, file, stage = paths.features("backbone"), paths.backbone("backbone"), "features-backbone"
     save(model, file, [])
+    where = features.jobs.where(stage, features.device)
+    assert features.extract(model, file, paths.RESIZED, folder, section.features, stage, where) == len(rows)

@@ -36,7 +36,7 @@ def last(source, target):
     replace(source, target)
 os.replace = last
 """,
-    "old library": "import PIL; PIL.__version__ = '1.2.3'",
+    "old library": "import h5py; h5py.__version__ = '1.2.3'",
     # Another machine, with a folder of the same name and other files in it.
     "not shared": """
 import os, pathlib
@@ -55,6 +55,9 @@ versions.get_system_info = lambda: host() | {"python": "3.4.1.final.0"}
 }
 
 
+REMOVED = {"PYTHONPATH", "DVC_STAGE", "DASK_SCHEDULER_ADDRESS"}
+
+
 class Dask:
     """A scheduler, and workers whose folder and path do not have the project."""
 
@@ -64,7 +67,8 @@ class Dask:
         file = folder / "scheduler.json"
         # Two deaths of workers are the job's fault.
         self.scheduler = self._start(
-            "scheduler", "--scheduler-file", str(file), DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES="1"
+            *("scheduler", "--port", "0", "--scheduler-file", str(file)),
+            DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES="1",
         )
         self.address = self._wait_for(file)
 
@@ -85,7 +89,7 @@ class Dask:
             time.sleep(0.02)
         return str(json.loads(file.read_text())["address"])
 
-    def worker(self, hook: str = "", path: Path | None = None, threads: int = 1) -> subprocess.Popen[bytes]:
+    def worker(self, hook: str = "", threads: int = 1) -> subprocess.Popen[bytes]:
         """Start a worker without a nanny, and wait until it is at the scheduler."""
         place = self.folder / f"hook {hook}"
         place.mkdir(exist_ok=True)
@@ -94,7 +98,7 @@ class Dask:
         process = self._start(
             *("worker", self.address, "--no-nanny", "--nthreads", str(threads)),
             *("--local-directory", str(self.folder)),
-            PYTHONPATH=os.pathsep.join(map(str, [place, *([path] if path else [])])),
+            PYTHONPATH=str(place),
         )
         end = time.monotonic() + 60
         while self._known() == before:
@@ -108,18 +112,20 @@ class Dask:
         return (self.folder / "log.txt").read_text().count("Register worker")
 
     @contextmanager
-    def another(self, hook: str = "", path: Path | None = None) -> Iterator[None]:
+    def another(self, hook: str) -> Iterator[None]:
         """A worker more, for a while."""
-        process = self.worker(hook, path)
-        yield
-        end(process)
+        process = self.worker(hook)
+        try:
+            yield
+        finally:
+            end(process)
 
     def close(self) -> None:
         end(self.scheduler)
 
 
 def clean_environment() -> dict[str, str]:
-    return {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "DVC_STAGE")}
+    return {key: value for key, value in os.environ.items() if key not in REMOVED}
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
@@ -147,8 +153,8 @@ class Stage:
             folder / "params.yaml", TINY | {"data": str(drawn), "resize.size": 224, "resize.chunk": chunk}
         )
 
-    def start(self, address: str = "") -> subprocess.Popen[str]:
-        environment = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "DASK_SCHEDULER_ADDRESS": address}
+    def start(self, address: str = "", root: Path = ROOT) -> subprocess.Popen[str]:
+        environment = {"PYTHONPATH": str(root), "PYTHONUNBUFFERED": "1", "DASK_SCHEDULER_ADDRESS": address}
         return subprocess.Popen(
             [sys.executable, "-m", "stages.chunked_resize"],
             cwd=self.folder,
@@ -206,11 +212,37 @@ def stage(drawn: Path, tmp_path: Path) -> Stage:
 
 
 def test_without_an_address_dask_is_not_imported(tmp_path: Path) -> None:
-    code = "import sys; from stages import chunked_resize, features; from stages.common.runtime import cluster; print(cluster.address(), {'dask', 'distributed'} & sys.modules.keys())"
-    environment = clean_environment() | {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path), "DASK_SCHEDULER_ADDRESS": ""}
-    del environment["DASK_SCHEDULER_ADDRESS"]
-    shown = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert shown.stdout == "None set()\n"
+    assert asked(tmp_path) == "None False"
+
+
+def test_the_configuration_file_of_dask_names_the_scheduler(tmp_path: Path) -> None:
+    (tmp_path / ".config/dask").mkdir(parents=True)
+    (tmp_path / ".config/dask/ours.yaml").write_text("scheduler-address: tcp://node1:8786\n")
+    assert asked(tmp_path) == "tcp://node1:8786 True"
+
+
+def asked(home: Path) -> str:
+    """The address that a stage finds, and whether it has imported Dask."""
+    code = "import sys; from stages import chunked_resize as c; print(c.jobs.cluster.address(), 'dask' in sys.modules)"
+    environment = clean_environment() | {"PYTHONPATH": str(ROOT), "HOME": str(home)}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_an_address_without_dask_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", "tcp://127.0.0.1:1")
+    monkeypatch.setitem(sys.modules, "dask", None)
+    with pytest.raises(UserError, match=r"Dask is not installed: pip install -r requirements-cluster.txt, or unset it"):
+        cluster.address()
+
+
+def test_an_address_where_no_scheduler_answers_is_one_line_after_some_seconds(stage: Stage) -> None:
+    assert "no Dask scheduler answers at 8786 " in stage.fail("8786")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        start = time.monotonic()
+        address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+        assert f"no Dask scheduler answers at {address} (TimeoutError); start it, " in stage.fail(address)
+    assert time.monotonic() - start < 15
 
 
 def test_two_workers_one_of_which_is_killed_write_the_bytes_of_the_local_run(
@@ -230,3 +262,64 @@ def test_two_workers_one_of_which_is_killed_write_the_bytes_of_the_local_run(
     assert stage.written() == local
     again = [name for name, time in made.items() if (stage.folder / paths.RESIZED / name).stat().st_mtime_ns != time]
     assert len(again) <= 2  # those that had just been written, of which the scheduler did not know yet
+
+
+@pytest.mark.parametrize(
+    ("hook", "told"),
+    [
+        ("old library", "has h5py 1.2.3; expected"),
+        ("not shared", "does not see"),
+        ("old Python", "has Python 3.4 and distributed"),
+    ],
+)
+def test_a_worker_that_could_give_another_result_is_refused_in_one_line(
+    dask: Dask, stage: Stage, hook: str, told: str
+) -> None:
+    with dask.another(hook):
+        assert told in stage.fail(dask.address)
+
+
+def test_a_worker_that_runs_older_code_is_refused_in_one_line(dask: Dask, stage: Stage, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "stages", tmp_path / "new/stages", ignore=shutil.ignore_patterns("__pycache__"))
+    with (tmp_path / "new/stages/common/images/decoding.py").open("a") as file:
+        file.write("# a new line\n")
+    line = error(stage.start(dask.address, tmp_path / "new"))
+    assert "runs other code of stages.common.images.decoding; start the workers again" in line
+
+
+def test_a_job_that_ends_every_worker_is_one_line_and_so_are_no_workers(
+    dask: Dask, drawn: Path, tmp_path: Path
+) -> None:
+    dask.worker("mortal")
+    stage = Stage(tmp_path / "stage", drawn, 1)
+    assert "00099.h5: every worker that had this job has died; a worker was killed, prob" in stage.fail(dask.address)
+    assert f"the Dask scheduler {dask.address} has no running worker; start some" in stage.fail(dask.address)
+    assert "chunked-resize: resuming: " in stage.finish()
+
+
+def test_features_have_the_bytes_of_the_local_run(
+    dask: Dask, coloured_split: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    section = pretrained_section()
+    extract_features(section)
+    expected = {path.name: path.read_bytes() for path in sorted(paths.features("backbone").glob("*.h5"))}
+    for path in paths.features("backbone").glob("*.h5"):
+        path.unlink()
+    dask.worker(threads=2)
+    monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", dask.address)
+    extract_features(section)
+    shown = capsys.readouterr().out
+    assert f"features-backbone: on 1 worker (each does one job at a time, 1 threads are idle: " in shown
+    assert {path.name: path.read_bytes() for path in sorted(paths.features("backbone").glob("*.h5"))} == expected
+
+
+def test_the_last_one_a_scheduler_that_dies_is_one_line_and_the_next_run_resumes(
+    dask: Dask, stage: Stage, local: dict[str, bytes]
+) -> None:
+    dask.worker()
+    process = stage.start(dask.address)
+    stage.wait_for_pieces(10, process)
+    end(dask.scheduler)
+    assert f"the Dask scheduler {dask.address} has died; start it and its workers, then run again" in error(process)
+    assert "chunked-resize: resuming: " in stage.finish()
+    assert stage.written() == local

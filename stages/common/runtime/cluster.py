@@ -67,7 +67,11 @@ def run(
         while futures:
             future = _next(client, finished, address)
             piece = futures.pop(future)  # a future that is kept is computed again when its worker dies
-            _unpack(_result(future, piece, dead))
+            # Not its result, for which a dead worker would have to be asked.
+            if future.status == "cancelled":
+                raise CancelledError
+            if future.status == "error":
+                raise _told(future.exception(), piece, dead)
             done(piece)
 
 
@@ -78,8 +82,11 @@ def agreed(stage: str, address: str, function: Callable[[], str]) -> str:
         UserError: they do not all return the same.
     """
     with _connected(address) as client:
-        answers = client.run(_in_thread(_entry()), *_expected([]), _name(function), (), on_error="ignore")
-        found = {str(_unpack(answer)): worker for worker, answer in answers.items()}
+        answers = client.run(_in_thread(_entry()), *_expected([]), _name(function), (), on_error="return")
+    for answer in answers.values():
+        if isinstance(answer, Exception):
+            raise _told(answer)
+    found = {str(answer): worker for worker, answer in answers.items()}
     if len(found) != 1:
         told = "; ".join(f"{worker}: {answer}" for answer, worker in sorted(found.items())) or "none answered"
         raise UserError(
@@ -100,7 +107,8 @@ def _connected(address: str) -> Iterator["Client"]:
     from distributed.comm import CommClosedError
     from distributed.versions import VersionMismatchWarning
 
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # errors are told in one line
+    for name in ("distributed", "distributed.client", "asyncio"):  # errors are told in one line
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     _check_answer(address)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", VersionMismatchWarning)  # the versions that matter are checked
@@ -197,20 +205,13 @@ def _next(client: "Client", finished: SimpleQueue[Any], address: str) -> Any:
                 raise _no_workers(address) from None
 
 
-def _result(future: Any, piece: Path, dead: str) -> Any:
+def _told(error: Exception, piece: Path | None = None, dead: str = "") -> Exception:
+    """The error of a job, in one line if the user can fix it."""
     from distributed import KilledWorker
 
-    try:
-        return future.result()
-    except KilledWorker as error:
-        raise UserError(f"{piece.name}: every worker that had this job has died; {dead}") from error
-
-
-def _unpack(answer: tuple[str, Any]) -> Any:
-    refusal, value = answer
-    if refusal:
-        raise UserError(refusal)
-    return value
+    if isinstance(error, KilledWorker) and piece:
+        return UserError(f"{piece.name}: every worker that had this job has died; {dead}")
+    return UserError(str(error)) if isinstance(error, ImportError) else error
 
 
 def _expected(needs: Iterable[Path]) -> tuple[Any, ...]:
@@ -225,25 +226,20 @@ def _name(function: Callable[..., Any]) -> tuple[str, str]:
     return (module.__spec__.name if module.__spec__ else module.__name__), function.__qualname__
 
 
-def _entry() -> Callable[..., tuple[str, Any]]:
+def _entry() -> Callable[..., Any]:
     """What a worker calls. Nested, so that Dask sends its code: by name a worker could not find it before it has run."""
 
-    def entry(root: str, *job: Any) -> tuple[str, Any]:
+    def entry(root: str, *job: Any) -> Any:
         import sys
         from importlib import import_module
         from pathlib import Path
         from platform import node
 
         if "stages" not in sys.modules and not Path(root, "stages").is_dir():
-            return f"the worker on {node()} does not see {root}; share this folder with it, under the same path", None
+            raise ImportError(f"the worker on {node()} does not see {root}; share this folder with it, under the same path")
         if "stages" not in sys.modules:
             sys.path.insert(0, root)
-        try:
-            remote = import_module("stages.common.runtime.remote")
-        except ImportError as error:
-            return f"the worker on {node()} can't import the code in {root} ({error})", None
-        answer: tuple[str, Any] = remote.work(*job)
-        return answer
+        return import_module("stages.common.runtime.remote").work(*job)
 
     return entry
 

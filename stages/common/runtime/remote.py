@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from stages.common.runtime.errors import UserError
 from stages.common.runtime.resuming import sources, versions
 
 # A worker with several threads does one job at a time: HDF5 files in memory, and TensorFlow, are not for several.
@@ -20,7 +21,7 @@ def work(
     sizes: dict[str, int],
     function: tuple[str, str],
     arguments: tuple[Any, ...],
-) -> tuple[str, Any]:
+) -> Any:
     """Call a function of the project, unless this worker could give another result than the stage's own process.
 
     Args:
@@ -32,25 +33,23 @@ def work(
         arguments: of the function.
 
     Returns:
-        Why the worker refuses, or nothing; what the function returns.
+        What the function returns.
+
+    Raises:
+        UserError: the worker refuses, or what the function raises.
     """
     with ONE_JOB:
         module, name = function
-        try:
-            refusal = _other_code(code, libraries) or _not_shared(Path(folder), sizes)
-            if refusal:
-                return f"the worker process {os.getpid()} on {platform.node()} {refusal}", None
-            call = getattr(import_module(module), name)
-            return "", call(*(_below(Path(folder), argument) for argument in arguments))
-        except SystemExit as error:  # it would end the worker
-            return f"the worker process {os.getpid()} on {platform.node()}: {error}", None
+        if refusal := _other_code(code, libraries) or _not_shared(Path(folder), sizes):
+            raise UserError(f"the worker process {os.getpid()} on {platform.node()} {refusal}")
+        return getattr(import_module(module), name)(*(_below(Path(folder), argument) for argument in arguments))
 
 
 def _other_code(code: dict[str, str], libraries: dict[str, str]) -> str | None:
     try:
         for name in (*code, *libraries):
             import_module(name)
-    except ImportError as error:
+    except (ImportError, SystemExit) as error:  # the latter, of the module backend, would end the worker
         return f"can't import what the stage uses ({error}); start it in an environment with the same packages"
     loaded = sources()
     if other := [name for name, digest in code.items() if loaded.get(name) != digest]:
