@@ -82,7 +82,9 @@ def extract(model: keras.Model, file: Path, folder: Path, out: Path, dataset: st
 def extract_chunk(file: Path, source: Path, out: Path, dataset: str, stage: str, where: str) -> None:
     """Run the backbone of `file` over one chunk file of pixels into one of features; the arguments are those of `extract`."""
     if device() != where:
-        raise UserError(f"{stage}: a worker runs on {device()}; expected {where}, as the others: end it, then run again")
+        raise UserError(
+            f"{stage}: a worker runs on {device()}; expected {where}, as the others: end it, then run again"
+        )
     if (file, dataset) not in _running:
         _running.clear()
         _running[file, dataset] = _for_inference(load(file)[0], dataset)

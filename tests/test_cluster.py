@@ -6,7 +6,6 @@ The tests share the scheduler, and are in an order: one ends all workers, the la
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -17,11 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from stages import chunked_resize
-from stages.common.images import layout
-from stages.common.runtime import cluster, jobs, paths, remote
+from stages.common.runtime import cluster, paths
 from stages.common.runtime.errors import UserError
-from stages.common.runtime.lock import lock
 from tests.conftest import ROOT, TINY, extract_features, pretrained_section, set_parameters
 
 # What a test makes of a worker, before anything else runs in it.
@@ -149,9 +145,7 @@ class Stage:
         names = sorted(path.name for path in (drawn / "images").iterdir())
         (folder / paths.IMAGE_LIST).write_text("".join(f"{name}\n" for name in names))
         shutil.copy(ROOT / "params.yaml", folder)
-        set_parameters(
-            folder / "params.yaml", TINY | {"data": str(drawn), "resize.size": 224, "resize.chunk": chunk}
-        )
+        set_parameters(folder / "params.yaml", TINY | {"data": str(drawn), "resize.size": 224, "resize.chunk": chunk})
 
     def start(self, address: str = "", root: Path = ROOT) -> subprocess.Popen[str]:
         environment = {"PYTHONPATH": str(root), "PYTHONUNBUFFERED": "1", "DASK_SCHEDULER_ADDRESS": address}
@@ -309,7 +303,7 @@ def test_features_have_the_bytes_of_the_local_run(
     monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", dask.address)
     extract_features(section)
     shown = capsys.readouterr().out
-    assert f"features-backbone: on 1 worker (each does one job at a time, 1 threads are idle: " in shown
+    assert "features-backbone: on 1 worker (each does one job at a time: start more, with --nthreads 1) of" in shown
     assert {path.name: path.read_bytes() for path in sorted(paths.features("backbone").glob("*.h5"))} == expected
 
 

@@ -1,5 +1,7 @@
 """The errors that a user sees: a missing or damaged input, a full disk, a signal, a dead worker, and a bug."""
 
+import errno
+import fcntl
 import importlib
 import os
 import platform
@@ -17,6 +19,7 @@ from stages import annotate, chunked_resize, split
 from stages.common.dataset import chunks
 from stages.common.runtime.errors import UserError
 from stages.common.runtime.files import new_file, new_folder
+from stages.common.runtime.lock import lock
 from stages.common.runtime.parameters import MODELS, PRETRAINED
 from tests.conftest import ROOT, TINY, set_parameters
 from tests.test_dvc_yaml import STAGES
@@ -373,6 +376,19 @@ def test_a_signal_ends_the_process_after_cleanup_with_one_line(tmp_path: Path, n
     assert result.returncode == 128 + number
     assert result.stderr.strip() == f"stopped by {number.name}: run again to resume"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks_is_one_line(number: int, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*arguments: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "lockf", no_locks)
+    with (
+        pytest.raises(UserError, match=r"data/.split.lock: this file system has no locks \(.*\); mount it"),
+        lock("split"),
+    ):
+        pass
 
 
 def test_a_dead_worker_is_a_user_error(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from distributed import Client
 
 ANSWER = 8  # seconds in which a scheduler must answer
-NO_WORKERS = 60.0  # seconds to wait for a first worker, or another one when all have died, unless Dask's configuration says
+NO_WORKERS = (
+    60.0  # seconds to wait for a first worker, or another one when all have died, unless Dask's configuration says
+)
 
 
 def address() -> str | None:
@@ -118,7 +120,9 @@ def _connected(address: str) -> Iterator["Client"]:
         _check_versions(client)
         yield client
     except (CancelledError, CommClosedError) as error:
-        raise UserError(f"the Dask scheduler {address} has died; start it and its workers, then run again to resume") from error
+        raise UserError(
+            f"the Dask scheduler {address} has died; start it and its workers, then run again to resume"
+        ) from error
     finally:
         client.close(timeout=2)
 
@@ -182,9 +186,8 @@ def _of(versions: dict[str, Any]) -> str:
 
 
 def _workers(client: "Client") -> str:
-    threads = client.nthreads()
-    wasted = sum(threads.values()) - len(threads)
-    hint = f" (each does one job at a time, {wasted} threads are idle: start workers with --nthreads 1)" if wasted else ""
+    threads = client.nthreads().values()
+    hint = " (each does one job at a time: start more, with --nthreads 1)" if max(threads, default=1) > 1 else ""
     return f"{len(threads)} worker{'s' * (len(threads) != 1)}{hint}"
 
 
@@ -236,7 +239,9 @@ def _entry() -> Callable[..., Any]:
         from platform import node
 
         if "stages" not in sys.modules and not Path(root, "stages").is_dir():
-            raise ImportError(f"the worker on {node()} does not see {root}; share this folder with it, under the same path")
+            raise ImportError(
+                f"the worker on {node()} does not see {root}; share this folder with it, under the same path"
+            )
         if "stages" not in sys.modules:
             sys.path.insert(0, root)
         return import_module("stages.common.runtime.remote").work(*job)
