@@ -5,6 +5,8 @@ The tests share the scheduler, and are in an order: one ends all workers, the la
 
 import json
 import os
+import platform
+import re
 import shutil
 import socket
 import subprocess
@@ -16,10 +18,20 @@ from pathlib import Path
 
 import pytest
 
-from stages.common.runtime import cluster, paths
+from stages.common.runtime import cluster, paths, remote
 from stages.common.runtime.errors import UserError
 from tests.conftest import ROOT, TINY, extract_features, pretrained_section, set_parameters
 
+# Another machine, on which some paths do not exist.
+HIDE = """
+import os, pathlib
+stat = os.stat
+def other(path, *arguments, **options):
+    if "PART" in str(path):
+        raise FileNotFoundError(2, "No such file", path)
+    return stat(path, *arguments, **options)
+os.stat = other
+"""
 # What a test makes of a worker, before anything else runs in it.
 HOOKS = {
     # Ends when it gives its name to a certain chunk file.
@@ -33,16 +45,9 @@ def last(source, target):
 os.replace = last
 """,
     "old library": "import h5py; h5py.__version__ = '1.2.3'",
-    # Another machine, with a folder of the same name and other files in it.
-    "not shared": """
-import os, pathlib
-stat = os.stat
-def other(path, *arguments, **options):
-    if ".resized.resume" in str(path):
-        raise FileNotFoundError(2, "No such file", path)
-    return stat(path, *arguments, **options)
-os.stat = other
-""",
+    "no repository": HIDE.replace("PART", f"{ROOT}/stages"),
+    "no chunks": HIDE.replace("PART", ".resized.resume"),
+    "no photographs": HIDE.replace("PART", ".jpg"),
     "old Python": """
 from distributed import versions
 host = versions.get_system_info
@@ -262,7 +267,9 @@ def test_two_workers_one_of_which_is_killed_write_the_bytes_of_the_local_run(
     ("hook", "told"),
     [
         ("old library", "has h5py 1.2.3; expected"),
-        ("not shared", "does not see"),
+        ("no repository", f"does not see {ROOT}; share this folder with it"),
+        ("no chunks", r"does not see .*/data/.resized.resume/\w+ as the stage does; share this folder"),
+        ("no photographs", r"does not see .*\.jpg as the stage does; share this folder"),
         ("old Python", "has Python 3.4 and distributed"),
     ],
 )
@@ -270,7 +277,27 @@ def test_a_worker_that_could_give_another_result_is_refused_in_one_line(
     dask: Dask, stage: Stage, hook: str, told: str
 ) -> None:
     with dask.another(hook):
-        assert told in stage.fail(dask.address)
+        assert re.search(told, stage.fail(dask.address))
+
+
+def test_workers_that_differ_are_refused_in_one_line(dask: Dask) -> None:
+    with dask.another(""):
+        assert cluster.agreed("features", dask.address, platform.node) == platform.node()
+        with pytest.raises(UserError, match=r"features: the workers of .* differ, .* expected workers of one kind"):
+            cluster.agreed("features", dask.address, os.getpid)  # type: ignore[arg-type]
+
+
+def test_a_worker_whose_keras_has_no_backend_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "import_module", lambda name: sys.exit("error: KERAS_BACKEND is 'torch'"))
+    with pytest.raises(UserError, match="can't import what the stage uses .error: KERAS_BACKEND is 'torch'."):
+        remote.work("/", {"stages.common.runtime.backend": ""}, {}, {}, ("os", "getpid"), ())
+
+
+def test_a_worker_on_another_device_is_refused(tmp_path: Path) -> None:
+    from stages import features
+
+    with pytest.raises(UserError, match="a worker runs on CPU .*; expected 1 GPU, as the others: end it"):
+        features.extract_chunk(tmp_path, tmp_path, tmp_path, "pooled", "features-backbone", "1 GPU")
 
 
 def test_a_worker_that_runs_older_code_is_refused_in_one_line(dask: Dask, stage: Stage, tmp_path: Path) -> None:
