@@ -74,7 +74,7 @@ def extract(model: keras.Model, file: Path, folder: Path, out: Path, dataset: st
             done,
             processes=0,
             needs=[out, file, *chunks.paths(folder)[:1]],
-            dead="probably for lack of memory; give each worker more, then run again to resume",
+            dead="a worker was killed, probably for lack of memory; give each worker more, then run again to resume",
         )
     return total
 

@@ -17,10 +17,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from dask import config
 
 from stages.common.runtime import cluster, paths, remote
 from stages.common.runtime.errors import UserError
 from tests.conftest import ROOT, TINY, extract_features, pretrained_section, set_parameters
+
+pytestmark = pytest.mark.slow
 
 # Another machine, on which some paths do not exist.
 HIDE = """
@@ -236,7 +239,8 @@ def test_an_address_without_dask_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_an_address_where_no_scheduler_answers_is_one_line_after_some_seconds(stage: Stage) -> None:
-    assert "no Dask scheduler answers at 8786 " in stage.fail("8786")
+    with pytest.raises(UserError, match="no Dask scheduler answers at 8786 "):
+        cluster.agreed("features", "8786", platform.node)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         start = time.monotonic()
         address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
@@ -313,7 +317,10 @@ def test_a_job_that_ends_every_worker_is_one_line_and_so_are_no_workers(
 ) -> None:
     dask.worker("mortal")
     stage = Stage(tmp_path / "stage", drawn, 1)
-    assert "00099.h5: every worker that had this job has died; a worker was killed, prob" in stage.fail(dask.address)
+    line = stage.fail(dask.address)
+    assert re.search(
+        r"every worker that had the job of 00(099|10\d).h5, or of one beside it, has died: a worker was", line
+    )
     assert f"the Dask scheduler {dask.address} has no running worker; start some" in stage.fail(dask.address)
     assert "chunked-resize: resuming: " in stage.finish()
 
@@ -328,7 +335,8 @@ def test_features_have_the_bytes_of_the_local_run(
         path.unlink()
     dask.worker(threads=2)
     monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", dask.address)
-    extract_features(section)
+    with config.set({"scheduler-address": dask.address}):  # this process may have read the variable already
+        extract_features(section)
     shown = capsys.readouterr().out
     assert "features-backbone: on 1 worker (each does one job at a time: start more, with --nthreads 1) of" in shown
     assert {path.name: path.read_bytes() for path in sorted(paths.features("backbone").glob("*.h5"))} == expected

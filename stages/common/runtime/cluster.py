@@ -213,7 +213,8 @@ def _told(error: Exception, piece: Path | None = None, dead: str = "") -> Except
     from distributed import KilledWorker
 
     if isinstance(error, KilledWorker) and piece:
-        return UserError(f"{piece.name}: every worker that had this job has died; {dead}")
+        # Dask also suspects the job that was next on these workers.
+        return UserError(f"every worker that had the job of {piece.name}, or of one beside it, has died: {dead}")
     return UserError(str(error)) if isinstance(error, ImportError) else error
 
 
