@@ -144,6 +144,12 @@ def dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dask]:
     started.close()
 
 
+@pytest.fixture(scope="module")
+def worker(dask: Dask) -> subprocess.Popen[bytes]:
+    """One that is there for several tests; the last of them ends it."""
+    return dask.worker("mortal")
+
+
 class Stage:
     """chunked-resize in a folder of its own, as dvc starts it."""
 
@@ -249,19 +255,19 @@ def test_an_address_where_no_scheduler_answers_is_one_line_after_some_seconds(st
 
 
 def test_two_workers_one_of_which_is_killed_write_the_bytes_of_the_local_run(
-    dask: Dask, stage: Stage, local: dict[str, bytes]
+    dask: Dask, worker: subprocess.Popen[bytes], stage: Stage, local: dict[str, bytes]
 ) -> None:
-    first, second = dask.worker("mortal"), dask.worker("mortal")
+    other = dask.worker()
     process = stage.start(dask.address)
     stage.wait_for_pieces(20, process)
-    first.kill()
+    other.kill()
     made = {path.name: path.stat().st_mtime_ns for path in stage.pieces()}
     assert len(made) < len(local)
     shown = process.communicate(timeout=60)[0]
     assert process.returncode == 0, shown
     assert f"chunked-resize: on 2 workers of {dask.address}" in shown
     assert "160/160" in shown
-    assert second.poll() is None
+    assert worker.poll() is None
     assert stage.written() == local
     again = [name for name, time in made.items() if (stage.folder / paths.RESIZED / name).stat().st_mtime_ns != time]
     assert len(again) <= 2  # those that had just been written, of which the scheduler did not know yet
@@ -284,6 +290,7 @@ def test_a_worker_that_could_give_another_result_is_refused_in_one_line(
         assert re.search(told, stage.fail(dask.address))
 
 
+@pytest.mark.usefixtures("worker")
 def test_workers_that_differ_are_refused_in_one_line(dask: Dask) -> None:
     with dask.another(""):
         assert cluster.agreed("features", dask.address, platform.node) == platform.node()
@@ -304,14 +311,17 @@ def test_a_worker_on_another_device_is_refused(tmp_path: Path) -> None:
         features.extract_chunk(tmp_path, tmp_path, tmp_path, "pooled", "features-backbone", "1 GPU")
 
 
+@pytest.mark.usefixtures("worker")
 def test_a_worker_that_runs_older_code_is_refused_in_one_line(dask: Dask, stage: Stage, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "stages", tmp_path / "new/stages", ignore=shutil.ignore_patterns("__pycache__"))
     with (tmp_path / "new/stages/common/images/decoding.py").open("a") as file:
         file.write("# a new line\n")
+    cluster.agreed("features", dask.address, platform.node)  # the worker loads the code
     line = error(stage.start(dask.address, tmp_path / "new"))
     assert "runs other code of stages.common.images.decoding; start the workers again" in line
 
 
+@pytest.mark.usefixtures("worker")
 def test_a_job_that_ends_every_worker_is_one_line_and_so_are_no_workers(
     dask: Dask, drawn: Path, tmp_path: Path
 ) -> None:
