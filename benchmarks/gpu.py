@@ -157,7 +157,7 @@ def extraction(model: keras.Model, source: Path, folder: Path) -> tuple[float, f
     The latter are counted from the first file to the last but one: the last may be shorter, and then needs a compilation.
     """
     start = time.perf_counter()
-    features.extract(model, source, folder, "pooled", "features")
+    features.extract(model, folder / "backbone.keras", source, folder, "pooled", "features", device())
     seconds = time.perf_counter() - start
     written = chunks.paths(folder)
     images = sum(len(chunks.names(path)) for path in written[1:-1])

@@ -1,13 +1,12 @@
 """The labelled images to data/resized, or those without labels to data/unlabelled: chunk files of 8-bit RGB squares.
 
 A chunk is the unit of work: a worker decodes, resizes and writes whole chunks, and only names travel between
-processes. Memory is one chunk per worker, whatever the number of images.
+processes, or machines. Memory is one chunk per worker, whatever the number of images.
 """
 
 import argparse
 import json
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,13 +15,13 @@ import numpy as np
 from stages.common.dataset import chunks
 from stages.common.images import layout
 from stages.common.images.decoding import DecodeError, decode
-from stages.common.runtime import errors, parameters, paths
+from stages.common.runtime import errors, jobs, parameters, paths
 from stages.common.runtime.errors import UserError
 from stages.common.runtime.files import new_folder, reading, remove, write_json
 from stages.common.runtime.lock import lock
 from stages.common.runtime.progress import progress
 from stages.common.runtime.resuming import code, fingerprint, publish, resumable, unfinished
-from stages.common.runtime.workers import available_cores, dead_worker, prepare, starting
+from stages.common.runtime.workers import available_cores
 
 
 class Job(NamedTuple):
@@ -76,7 +75,7 @@ def _bad_of(chunk: Path) -> Path:
 def resize(
     files: dict[str, Path], size: int, chunk: int, folder: Path, workers: int, stage: str = LABELLED.stage
 ) -> dict[str, str]:
-    """Resize all image files, by name, into chunk files of `chunk` images in `folder`, in `workers` processes.
+    """Resize all image files, by name, into chunk files of `chunk` images in `folder`, in `workers` processes or on a cluster.
 
     Existing chunks are kept. Without files there is one chunk, of no image.
 
@@ -87,26 +86,23 @@ def resize(
         UserError: a worker was killed, or the system refused to write.
     """
     names = list(files)
-    jobs = {
+    pieces = {
         folder / f"{start // chunk:05d}.h5": {name: files[name] for name in names[start : start + chunk]}
         for start in range(0, max(1, len(names)), chunk)
     }
-    left = unfinished(jobs, stage, "chunks", _check_piece)
-    done = len(names) - sum(len(jobs[out]) for out in left)
-    with (
-        progress(len(names), stage, "image", initial=done) as bar,
-        dead_worker("a worker was killed, probably for lack of memory; lower resize.chunk, or run again to resume"),
-        ProcessPoolExecutor(max(1, min(workers, len(left))), initializer=prepare) as pool,
-    ):
-        try:
-            with starting():
-                futures = {pool.submit(resize_chunk, jobs[out], size, out): len(jobs[out]) for out in left}
-            for future in as_completed(futures):
-                future.result()
-                bar.update(futures[future])
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-    bad = [json.loads(_bad_of(out).read_text(encoding="utf-8")) for out in jobs if _bad_of(out).exists()]
+    left = unfinished(pieces, stage, "chunks", _check_piece)
+    done = len(names) - sum(len(pieces[out]) for out in left)
+    with progress(len(names), stage, "image", initial=done) as bar:
+        jobs.run(
+            stage,
+            resize_chunk,
+            {out: (pieces[out], size, out) for out in left},
+            lambda out: bar.update(len(pieces[out])),
+            processes=workers,
+            needs=[folder, *(files[name] for name in {*names[:1], *names[-1:]})],  # further images come last
+            dead="a worker was killed, probably for lack of memory; lower resize.chunk, or run again to resume",
+        )
+    bad = [json.loads(_bad_of(out).read_text(encoding="utf-8")) for out in pieces if _bad_of(out).exists()]
     return {name: reason for part in bad for name, reason in part.items()}
 
 

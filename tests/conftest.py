@@ -226,12 +226,13 @@ def extract_features(section: Backbone) -> None:
     from stages.common.backbones.backbone import backbone
     from stages.common.backbones.catalog import find
     from stages.common.networks.serialization import save
+    from stages.common.runtime import jobs
+    from stages.common.runtime.backend import device
 
     rows = chunks.Rows(paths.RESIZED, "pixels")
     images = rows.read(list(rows.places)[: features.EXAMPLES])
     model = backbone(find(section.name), rows.shape[0], section.pixels, "random", images)
-    folder = paths.features("backbone")
-    folder.mkdir(parents=True)
-    count = features.extract(model, paths.RESIZED, folder, section.features, "features-backbone")
-    assert count == len(rows)
-    save(model, paths.backbone("backbone"), [])
+    folder, file, stage = paths.features("backbone"), paths.backbone("backbone"), "features-backbone"
+    save(model, file, [])
+    where = jobs.where(stage, device)
+    assert features.extract(model, file, paths.RESIZED, folder, section.features, stage, where) == len(rows)

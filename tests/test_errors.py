@@ -1,7 +1,10 @@
 """The errors that a user sees: a missing or damaged input, a full disk, a signal, a dead worker, and a bug."""
 
+import errno
+import fcntl
 import importlib
 import os
+import platform
 import re
 import shutil
 import signal
@@ -16,6 +19,7 @@ from stages import annotate, chunked_resize, split
 from stages.common.dataset import chunks
 from stages.common.runtime.errors import UserError
 from stages.common.runtime.files import new_file, new_folder
+from stages.common.runtime.lock import lock
 from stages.common.runtime.parameters import MODELS, PRETRAINED
 from tests.conftest import ROOT, TINY, set_parameters
 from tests.test_dvc_yaml import STAGES
@@ -315,12 +319,14 @@ def _fail(unfinished: AbstractContextManager[Path], error: Exception) -> None:
 def test_files_of_killed_processes_are_removed_and_those_of_living_ones_stay(tmp_path: Path) -> None:
     dead = subprocess.Popen(["true"])
     dead.wait()
-    for name in (f".a.txt.{dead.pid}.tmp", f".a.txt.{dead.pid}.keras", ".a.txt.resume", ".a.txt.1.tmp", ".b.txt.2.tmp"):
+    host = platform.node()
+    stay = {".a.txt.resume", f".a.txt.1@{host}.tmp", f".b.txt.2@{host}.tmp", f".a.txt.{dead.pid}@other.tmp"}
+    for name in (f".a.txt.{dead.pid}@{host}.tmp", f".a.txt.{dead.pid}@{host}.keras", *stay):
         (tmp_path / name).touch()
-    (tmp_path / f".a.txt.{dead.pid}.old.tmp").mkdir()
+    (tmp_path / f".a.txt.{dead.pid}@{host}.old.tmp").mkdir()
     with new_file(tmp_path / "a.txt") as temporary:
         temporary.write_text("new")
-    assert {path.name for path in tmp_path.iterdir()} == {"a.txt", ".a.txt.resume", ".a.txt.1.tmp", ".b.txt.2.tmp"}
+    assert {path.name for path in tmp_path.iterdir()} == {"a.txt", *stay}
 
 
 SWALLOWED = """
@@ -363,6 +369,19 @@ def test_a_signal_ends_the_process_after_cleanup_with_one_line(tmp_path: Path, n
     assert result.returncode == 128 + number
     assert result.stderr.strip() == f"stopped by {number.name}: run again to resume"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks_is_one_line(number: int, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*arguments: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "lockf", no_locks)
+    with (
+        pytest.raises(UserError, match=r"data/.split.lock: this file system has no locks \(.*\); mount it"),
+        lock("split"),
+    ):
+        pass
 
 
 def test_a_dead_worker_is_a_user_error(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

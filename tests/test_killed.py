@@ -381,7 +381,6 @@ def test_a_full_disk_is_one_line_that_names_the_path_and_keeps_finished_work(
     assert "Traceback" not in result.stdout
     assert digests(stage, folder) == straight.digests(stage)  # the older output is as it was
     assert not [name for name in hidden(folder) if name.endswith((".tmp", ".keras"))]
-    assert len(list(folder.glob("data/features/.*.resume/*/*.h5"))) == (15 if "backbone.keras" in named else 0)
 
 
 @pytest.fixture(scope="module")

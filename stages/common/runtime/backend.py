@@ -5,6 +5,7 @@ import platform
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,7 +46,9 @@ def _stderr_held_back() -> Iterator[None]:
         os._exit(128 + number)
 
     # Not by an exception, which libraries may catch while they are imported. Nothing is half written yet.
-    before = signal.signal(signal.SIGINT, stop)
+    # On a worker of a cluster it is loaded by another thread, which receives no signals and can't set their handlers.
+    main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, stop) if main_thread else None
     with tempfile.TemporaryFile() as held:
         os.dup2(held.fileno(), 2)
         try:
@@ -55,7 +58,8 @@ def _stderr_held_back() -> Iterator[None]:
             os.write(stderr, held.read())
             raise
         finally:
-            signal.signal(signal.SIGINT, before)
+            if main_thread:
+                signal.signal(signal.SIGINT, before)
             os.dup2(stderr, 2)
             os.close(stderr)
 

@@ -3,6 +3,7 @@
 import glob
 import json
 import os
+import platform
 import re
 import shutil
 import tempfile
@@ -25,7 +26,7 @@ def new_file(path: Path) -> Iterator[Path]:
     Raises:
         UserError: the system refused to write (disk full, no permission).
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
@@ -46,7 +47,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         UserError: the system refused to write (disk full, no permission).
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     old = temporary.with_suffix(".old.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,10 +69,15 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def _temporary(path: Path) -> Path:
+    # With the host: two machines that share a folder may have processes of the same number.
+    return path.with_name(f".{path.name}.{os.getpid()}@{platform.node()}.tmp")
+
+
 def _remove_leftovers(path: Path) -> None:
-    """Remove the temporary files with which killed processes tried to write `path`."""
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*"):
-        process = re.match(r"(\d+)\.", leftover.name.removeprefix(f".{path.name}."))
+    """Remove the temporary files with which killed processes of this host tried to write `path`."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*@{glob.escape(platform.node())}.*"):
+        process = re.match(r"(\d+)@", leftover.name.removeprefix(f".{path.name}."))
         if process and (int(process[1]) == os.getpid() or not _alive(int(process[1]))):
             remove(leftover)
 

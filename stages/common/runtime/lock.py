@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import platform
 import sys
 import time
 from collections.abc import Iterator
@@ -16,10 +17,12 @@ from stages.common.runtime.files import write_error
 def lock(stage: str) -> Iterator[None]:
     """Hold the lock of `stage` in this working tree while the block runs. As a decorator: while the function runs.
 
+    On a file system that machines share it holds for all of them.
+
     A stage outlives a killed dvc, and the next dvc would start it a second time on the same outputs.
 
     Raises:
-        UserError: another process holds the lock, or the lock file can't be written.
+        UserError: another process holds the lock, the lock file can't be written, or the file system has no locks.
     """
     path = paths.lock(stage)
     try:
@@ -38,9 +41,14 @@ def lock(stage: str) -> Iterator[None]:
                 f"{stage} is already run by {holder}, which holds {path}; wait until it ends or end it, then run again: "
                 "finished work is kept"
             ) from error
+        except OSError as error:  # NFS without a lock service, Lustre without the mount option flock
+            raise UserError(
+                f"{path}: this file system has no locks ({error.strerror}); mount it with locks, or work in a folder on another"
+            ) from error
         with suppress(OSError):  # on a full disk the lock still holds, without a name in it
             file.truncate(0)
-            file.write(f"process {os.getpid()} ({_command()}, since {time.strftime('%Y-%m-%d %H:%M:%S')})\n".encode())
+            since = time.strftime("%Y-%m-%d %H:%M:%S")
+            file.write(f"process {os.getpid()} ({_command()}, since {since}, on {platform.node()})\n".encode())
         yield
 
 

@@ -11,6 +11,8 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from stages.common.runtime.errors import is_system_fault, short
 from stages.common.runtime.files import new_file, remove, write_error
 
 # Libraries whose version may change a result.
-LIBRARIES = ("PIL", "h5py", "jax", "keras", "numpy", "pandas", "sklearn", "tensorflow")
+LIBRARIES = ("PIL", "cykooz_resizer", "h5py", "jax", "keras", "numpy", "pandas", "sklearn", "tensorflow")
 
 
 @contextmanager
@@ -94,18 +96,30 @@ def unfinished(pieces: Iterable[Path], stage: str, unit: str, check: Callable[[P
 
 def code() -> list[Any]:
     """The source of the project's loaded modules, and the versions of the libraries and of Python."""
-    sources = {
-        hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()
-        for name, module in list(sys.modules.items())
-        if _is_ours(name, module) and module.__file__
-    }
-    versions = {name: str(getattr(sys.modules[name], "__version__", "")) for name in LIBRARIES if name in sys.modules}
-    return [sorted(sources), versions, platform.python_version()]
+    return [sorted(set(sources().values())), versions(), platform.python_version()]
 
 
-def _is_ours(name: str, module: Any) -> bool:
+def sources() -> dict[str, str]:
+    """A digest of the source of each loaded module of the project, by the module's name."""
+    found = ((_own_name(name, module), getattr(module, "__file__", None)) for name, module in list(sys.modules.items()))
+    return {name: _digest(name, file) for name, file in found if name.split(".")[0] == "stages" and file}
+
+
+# Kept: a worker of a cluster lives long, and runs what it has loaded, whatever the file has become since.
+@cache
+def _digest(name: str, file: str) -> str:
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """The versions of the loaded libraries, those whose version may change a result."""
+    loaded = [name for name in LIBRARIES if name in sys.modules]
+    return {name: str(getattr(sys.modules[name], "__version__", None) or version(name)) for name in loaded}
+
+
+def _own_name(name: str, module: Any) -> str:
     specification = getattr(module, "__spec__", None)
-    return (specification.name if specification else name).split(".")[0] == "stages"
+    return specification.name if specification else name
 
 
 def fingerprint(paths: Iterable[Path]) -> str:

@@ -1,0 +1,261 @@
+"""Jobs on a Dask cluster: the side of the stage. `remote` is the side of the worker."""
+
+import asyncio
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from stages.common.runtime.errors import UserError, short
+from stages.common.runtime.remote import size
+from stages.common.runtime.resuming import sources, versions
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+ANSWER = 8  # seconds in which a scheduler must answer
+NO_WORKERS = (
+    60.0  # seconds to wait for a first worker, or another one when all have died, unless Dask's configuration says
+)
+
+
+def address() -> str | None:
+    """The address of the scheduler that Dask's configuration names, if any: its variables and its files.
+
+    Raises:
+        UserError: there is an address, and Dask is not installed.
+    """
+    places = os.environ.get("DASK_ROOT_CONFIG", "/etc/dask"), Path(sys.prefix, "etc/dask"), Path.home() / ".config/dask"
+    variables = {"DASK_SCHEDULER_ADDRESS", "DASK_CONFIG"} & os.environ.keys()
+    if not variables and not any(Path(place).exists() for place in places):
+        return None  # who has no configuration does not wait for the import
+    try:
+        import dask.config
+    except ImportError as error:
+        if "DASK_SCHEDULER_ADDRESS" not in os.environ:
+            return None
+        raise UserError(
+            "DASK_SCHEDULER_ADDRESS is set, but Dask is not installed: pip install -r requirements-cluster.txt, or unset it"
+        ) from error
+    found = dask.config.get("scheduler-address", None)
+    return str(found) if found else None  # a port alone is a number
+
+
+def run(
+    stage: str,
+    address: str,
+    function: Callable[..., None],
+    jobs: Mapping[Path, tuple[Any, ...]],
+    done: Callable[[Path], object],
+    needs: Iterable[Path],
+    dead: str,
+) -> None:
+    """`jobs.run` on the cluster of the scheduler at `address`."""
+    with _connected(address) as client:
+        print(f"{stage}: on {_workers(client)} of {address}", flush=True)
+        entry, expected = _entry(), _expected(needs)
+        finished: SimpleQueue[Any] = SimpleQueue()
+        futures: dict[Any, Path] = {}
+        for piece, arguments in jobs.items():
+            future = client.submit(entry, *expected, _name(function), arguments, pure=False)
+            futures[future] = piece
+            future.add_done_callback(finished.put)
+        while futures:
+            future = _next(client, finished, address)
+            piece = futures.pop(future)  # a future that is kept is computed again when its worker dies
+            # Not its result, for which a dead worker would have to be asked.
+            if future.status == "cancelled":
+                raise CancelledError
+            if future.status == "error":
+                raise _told(future.exception(), piece, dead)
+            done(piece)
+
+
+def agreed(stage: str, address: str, function: Callable[[], str]) -> str:
+    """What `function()` returns on every worker of the cluster.
+
+    Raises:
+        UserError: they do not all return the same.
+    """
+    with _connected(address) as client:
+        answers = client.run(_in_thread(_entry()), *_expected([]), _name(function), (), on_error="return")
+    for answer in answers.values():
+        if isinstance(answer, Exception):
+            raise _told(answer)
+    found = {str(answer): worker for worker, answer in answers.items()}
+    if len(found) != 1:
+        told = "; ".join(f"{worker}: {answer}" for answer, worker in sorted(found.items())) or "none answered"
+        raise UserError(
+            f"{stage}: the workers of {address} differ, and so would results by their rounding ({told}); expected workers of "
+            "one kind: end the others"
+        )
+    return next(iter(found))
+
+
+@contextmanager
+def _connected(address: str) -> Iterator["Client"]:
+    """A client of the scheduler, which has workers.
+
+    Raises:
+        UserError: it does not answer, has no workers, runs another Python, or dies within the block.
+    """
+    from distributed import Client
+    from distributed.comm import CommClosedError
+    from distributed.versions import VersionMismatchWarning
+
+    for name in ("distributed", "distributed.client", "asyncio"):  # errors are told in one line
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    _check_answer(address)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", VersionMismatchWarning)  # the versions that matter are checked
+        client = Client(address, timeout=ANSWER, set_as_default=False)
+    try:
+        _wait_for_workers(client, address)
+        _check_versions(client)
+        yield client
+    except (CancelledError, CommClosedError) as error:
+        raise UserError(
+            f"the Dask scheduler {address} has died; start it and its workers, then run again to resume"
+        ) from error
+    finally:
+        client.close(timeout=2)
+
+
+def _check_answer(address: str) -> None:
+    # By itself Client waits for ever if something listens there and is silent.
+    from distributed import rpc
+    from distributed.security import Security
+
+    async def ask() -> None:
+        async with rpc(address, connection_args=Security().get_connection_args("client")) as scheduler:
+            await scheduler.identity()
+
+    try:
+        asyncio.run(asyncio.wait_for(ask(), ANSWER))
+    except (OSError, TypeError, ValueError) as error:
+        raise UserError(
+            f"no Dask scheduler answers at {address} ({short(error)}); start it, correct DASK_SCHEDULER_ADDRESS, or unset it "
+            "to run on this machine"
+        ) from error
+
+
+def _wait_for_workers(client: "Client", address: str) -> None:
+    try:
+        client.wait_for_workers(1, timeout=_patience())
+    except TimeoutError as error:
+        raise _no_workers(address) from error
+
+
+def _patience() -> float:
+    """Seconds to wait for a worker: Dask's own setting."""
+    import dask.config
+    from dask.utils import parse_timedelta
+
+    told = dask.config.get("distributed.scheduler.no-workers-timeout", None)
+    return NO_WORKERS if told is None else float(parse_timedelta(told))
+
+
+def _no_workers(address: str) -> UserError:
+    return UserError(
+        f"the Dask scheduler {address} has no running worker; start some (dask worker {address} --nthreads 1 --nworkers -1), "
+        "then run again to resume"
+    )
+
+
+def _check_versions(client: "Client") -> None:
+    # Before any code travels: another Python can't read it.
+    found = client.get_versions()
+    expected = _of(found["client"])
+    for name, seen in {"the scheduler": found["scheduler"], **found["workers"]}.items():
+        if _of(seen) != expected:
+            raise UserError(
+                f"{name} of the Dask cluster has {_of(seen)}; expected {expected}, as here: start it in an environment with "
+                "the same versions"
+            )
+
+
+def _of(versions: dict[str, Any]) -> str:
+    python = ".".join(versions["host"]["python"].split(".")[:2])
+    return f"Python {python} and distributed {versions['packages']['distributed']}"
+
+
+def _workers(client: "Client") -> str:
+    threads = client.nthreads().values()
+    hint = " (each does one job at a time: start more, with --nthreads 1)" if max(threads, default=1) > 1 else ""
+    return f"{len(threads)} worker{'s' * (len(threads) != 1)}{hint}"
+
+
+def _next(client: "Client", finished: SimpleQueue[Any], address: str) -> Any:
+    """The next future that has ended.
+
+    Raises:
+        UserError: for a while no worker has run.
+    """
+    waited = 0
+    while True:
+        try:
+            return finished.get(timeout=1)
+        except Empty:
+            states = {worker["status"] for worker in client.scheduler_info()["workers"].values()}
+            waited = 0 if "running" in states else waited + 1
+            if waited >= _patience():
+                raise _no_workers(address) from None
+
+
+def _told(error: Exception, piece: Path | None = None, dead: str = "") -> Exception:
+    """The error of a job, in one line if the user can fix it."""
+    from distributed import KilledWorker
+
+    if isinstance(error, KilledWorker) and piece:
+        # Dask also suspects the job that was next on these workers.
+        return UserError(f"every worker that had the job of {piece.name}, or of one beside it, has died: {dead}")
+    return UserError(str(error)) if isinstance(error, ImportError) else error
+
+
+def _expected(needs: Iterable[Path]) -> tuple[Any, ...]:
+    """What a worker must have: this code, this folder, and files as large as here."""
+    root = Path(__file__).resolve().parents[3]
+    sizes = {str(path): size(path) for path in needs if path.exists()}
+    return str(root), str(Path.cwd()), sources(), versions(), sizes
+
+
+def _name(function: Callable[..., Any]) -> tuple[str, str]:
+    module = sys.modules[function.__module__]
+    return (module.__spec__.name if module.__spec__ else module.__name__), function.__qualname__
+
+
+def _entry() -> Callable[..., Any]:
+    """What a worker calls. Nested, so that Dask sends its code: by name a worker could not find it before it has run."""
+
+    def entry(root: str, *job: Any) -> Any:
+        import sys
+        from importlib import import_module
+        from pathlib import Path
+        from platform import node
+
+        if "stages" not in sys.modules and not Path(root, "stages").is_dir():
+            raise ImportError(
+                f"the worker on {node()} does not see {root}; share this folder with it, under the same path"
+            )
+        if "stages" not in sys.modules:
+            sys.path.insert(0, root)
+        return import_module("stages.common.runtime.remote").work(*job)
+
+    return entry
+
+
+def _in_thread(entry: Callable[..., Any]) -> Callable[..., Any]:
+    """`entry` for `Client.run`, without stopping the worker's event loop while libraries are imported."""
+
+    async def answer(*job: Any) -> Any:
+        from asyncio import to_thread
+
+        return await to_thread(entry, *job)
+
+    return answer
