@@ -4,8 +4,10 @@ Every process reads whole batches and computes its rows, so that a batch has the
 alone writes.
 """
 
+import atexit
 import json
 import os
+import re
 import sys
 import zlib
 from collections import Counter
@@ -61,34 +63,57 @@ def distributed(stage: str) -> Iterator[None]:
     Process 0 holds the lock of `stage`; the others print nothing but errors.
 
     Raises:
-        UserError: the processes do not find each other, have unequal numbers of devices, or Keras does not run on JAX; or
-            see `lock`.
+        UserError: the processes do not find each other, have unequal numbers of devices, or one has ended; Keras does not
+            run on JAX; or see `lock`.
     """
-    if several_processes():
+    with _joined(stage) if several_processes() else nullcontext():
+        share_out()
+        if keras.backend.backend() == "tensorflow" and len(devices()) > 1:
+            print(f"{stage}: one of {len(devices())} devices is used; all with KERAS_BACKEND=jax (docs/cluster.md)")
+        if not is_first():
+            sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+        _agree(stage, "started")  # at once, as a first exchange waits for 30 seconds only
+        with lock(stage) if is_first() else nullcontext():
+            yield
+
+
+@contextmanager
+def _joined(stage: str) -> Iterator[None]:
+    """Wait until all processes are there. If the block fails in one of them, all end at once."""
+    try:
         _join()
-    share_out()
-    if keras.backend.backend() == "tensorflow" and len(devices()) > 1:
-        print(f"{stage}: one of {len(devices())} devices is used; all with KERAS_BACKEND=jax (docs/cluster.md)")
-    if not is_first():
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
-    with lock(stage) if is_first() else nullcontext():
         yield
+    except BaseException as error:
+        atexit.register(_end, error.code if isinstance(error, SystemExit) else 1)
+        if isinstance(error, Exception) and re.search("gloo|nccl", str(error), re.IGNORECASE):
+            raise UserError(
+                f"{stage}: another process has ended ({short(error)}); see what it says, and run all of them again to resume"
+            ) from error
+        raise
+
+
+def _end(status: int) -> None:
+    # JAX would wait at exit for the others, which wait for this one.
+    sys.stdout.flush()
+    os._exit(status)
 
 
 def _join() -> None:
-    """Wait until all processes are there."""
     if keras.backend.backend() != "jax":
         raise UserError(
             f"the environment asks for several processes, and Keras runs on {keras.backend.backend()}; set KERAS_BACKEND=jax, "
             f"or unset {VARIABLES} and start one task"
         )
+    jax = import_module("jax")
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM, and go on
+    keras.utils.set_random_seed(0)  # else Keras lets the processes agree on one, which fails with unequal devices
     try:
         keras.distribution.initialize()
     except (ValueError, RuntimeError) as error:
         raise UserError(
             f"the processes did not find each other: {short(error)}; expected {VARIABLES} in each, or srun: docs/cluster.md"
         ) from error
-    counts = Counter(each.process_index for each in import_module("jax").devices())
+    counts = Counter(each.process_index for each in jax.devices())
     if len(set(counts.values())) > 1:
         raise UserError(
             f"the processes have {', '.join(map(str, counts.values()))} devices; expected as many in each: set "
@@ -139,14 +164,14 @@ def resumable(stage: str, out: Path, *depends: Any) -> Iterator[Path]:
 
 
 def _agree(stage: str, *values: Any) -> None:
-    """Wait until all processes are here, and compare `values`, as JSON has them."""
+    """Wait until all processes are here, and compare the stage and `values`, as JSON has them."""
     shared = keras.distribution.distribution()
     if shared is None or shared.num_processes == 1:
         return
     gather = import_module("jax.experimental.multihost_utils").process_allgather
-    digests = gather(np.uint32(zlib.crc32(json.dumps(values).encode()))).tolist()
+    digests = gather(np.uint32(zlib.crc32(json.dumps((stage, *values)).encode()))).tolist()
     if different := [number for number, digest in enumerate(digests) if digest != digests[0]]:
         raise UserError(
-            f"{stage}: process {different[0]} does not have the code, parameters, data, checkpoints or processor of process 0; "
-            "expected one working tree, on storage that all share, and the same kind of machine"
+            f"{stage}: process {different[0]} does not have the stage, code, parameters, data, checkpoints or processor of "
+            "process 0; expected one working tree, on storage that all share, and the same kind of machine"
         )
