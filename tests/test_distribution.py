@@ -26,7 +26,7 @@ WITHOUT_TENSORFLOW = [
     "import runpy, sys; sys.modules['tensorflow'] = None; sys.argv = ['train', *sys.argv[1:]] if sys.argv[1:] else ['train', "
     "'scratch']; runpy.run_module('stages.train', run_name='__main__')",
 ]
-DVC = ["dvc", "repro", "-s", "models/dvc.yaml:train-scratch"]
+DVC = ["dvc", "repro", "-sf", "models/dvc.yaml:train-scratch"]
 
 
 class Processes:
@@ -174,7 +174,7 @@ def test_two_processes_with_dvc_killed_and_resumed(clone: Clone) -> None:
 
     # dvc starts process 0; process 1 is killed.
     model.unlink()
-    both = Processes(clone.path, [[*DVC, "-f"], COMMAND], [1, 1])
+    both = Processes(clone.path, [DVC, COMMAND], [1, 1])
     both.wait_for("epoch 2 ")
     both.processes[1].send_signal(signal.SIGKILL)
     assert both.wait()[0] != 0
@@ -248,7 +248,7 @@ def test_an_environment_without_the_address_is_one_line(ready: Path) -> None:
 @pytest.mark.parametrize("variable", ["KERAS_DISTRIBUTION_NUM_PROCESSES", "SLURM_STEP_NUM_TASKS"])
 def test_several_processes_need_jax(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     monkeypatch.setenv(variable, "2")
-    monkeypatch.setattr(distribution.atexit, "register", lambda *arguments: None)
+    monkeypatch.setattr("atexit.register", lambda *arguments: None)
     with pytest.raises(UserError, match="Keras runs on tensorflow; set KERAS_BACKEND=jax"):  # noqa: SIM117
         with distribution.distributed("train-scratch"):
             pass
