@@ -84,8 +84,8 @@ def _joined(stage: str) -> Iterator[None]:
         _join()
         yield
     except BaseException as error:
-        stopped = isinstance(error, SystemExit) and isinstance(error.code, int)
-        atexit.register(_end, error.code if stopped else 1)
+        status = error.code if isinstance(error, SystemExit) else 1
+        atexit.register(_end, status if isinstance(status, int) else 1)
         if isinstance(error, Exception) and re.search("gloo|nccl", str(error), re.IGNORECASE):
             raise UserError(
                 f"{stage}: another process has ended ({short(error)}); see what it says, and run all of them again to resume"
