@@ -28,6 +28,7 @@ from stages.common.runtime.parameters import Parameters, Pretrained, SelfSupervi
 from stages.common.runtime.progress import progress
 from stages.common.runtime.resuming import check_array, code, fingerprint, load_array, resumable, save_array, unfinished
 from stages.common.training.batches import Part
+from stages.common.training.distribution import share_out
 from stages.common.training.recipe import Recipe, recipe_of_folds
 from stages.common.training.trainer import Trainer, logits_of
 
@@ -101,6 +102,7 @@ def predict(train: Recipe, table: pd.DataFrame, values: Parameters, folder: Path
         Probabilities, (test images, labels) float64.
     """
     keras.utils.clear_session()  # the models of other folds
+    share_out()
     trained = train(values.model, values.chosen, values.seed, table, Trainer(stage, folder))
     test = images_of(table, "test", trained.rows)
     part = Part(list(test["image"]), np.zeros(len(test), int))

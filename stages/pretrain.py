@@ -7,21 +7,21 @@ import pandas as pd
 
 from stages.common.dataset.chunks import Rows
 from stages.common.networks.serialization import save
-from stages.common.pretraining.pretrainer import images_to_learn_from, pretrain
+from stages.common.pretraining.pretrainer import Done, images_to_learn_from, pretrain
 from stages.common.runtime import errors, parameters, paths
-from stages.common.runtime.backend import device
+from stages.common.runtime.backend import device, keras
 from stages.common.runtime.files import reading, write_csv, write_json
 from stages.common.runtime.live import live_curves
-from stages.common.runtime.lock import lock
 from stages.common.runtime.parameters import Pretrain, SelfSupervised
-from stages.common.runtime.resuming import code, fingerprint, resumable
+from stages.common.runtime.resuming import code, fingerprint
+from stages.common.training.distribution import distributed, is_first, resumable
 
 MODEL = "selfsupervised"
 STAGE = f"pretrain-{MODEL}"
 COLUMNS = ("epoch", "loss", "invariance", "covariance", "spread")
 
 
-@lock(STAGE)
+@distributed(STAGE)
 def main() -> None:
     values = parameters.load()
     _run(values.selfsupervised, values.pretrain, values.seed)
@@ -35,12 +35,18 @@ def _run(section: SelfSupervised, how: Pretrain, seed: int) -> None:
     print(f"{STAGE}: {len(images)} images, on {device()}")
     inputs = fingerprint(file for folder in (paths.RESIZED, paths.UNLABELLED) for file in sorted(folder.iterdir()))
     depends = seed, section.pool, section.filters, how.model_dump(), images, inputs
-    with resumable(paths.ENCODER, code(), device(), *depends) as folder:
-        encoder, done = pretrain(rows, images, section, how, seed, STAGE, folder, live_curves())
-        save(encoder, paths.ENCODER, [])
-        write_csv(paths.PRETRAINING_CURVES, pd.DataFrame(done.epochs, columns=list(COLUMNS)).round(6))
-        timing = {"seconds": round(done.seconds, 1), "epochs": len(done.epochs), "images": len(images)}
-        write_json(paths.pretrain_timing(MODEL), timing)
+    with resumable(STAGE, paths.ENCODER, code(), device(), *depends) as folder:
+        show = [live_curves()] if is_first() else []
+        encoder, done = pretrain(rows, images, section, how, seed, STAGE, folder, *show)
+        if is_first():
+            _write_results(encoder, done, len(images))
+
+
+def _write_results(encoder: keras.Model, done: Done, images: int) -> None:
+    save(encoder, paths.ENCODER, [])
+    write_csv(paths.PRETRAINING_CURVES, pd.DataFrame(done.epochs, columns=list(COLUMNS)).round(6))
+    timing = {"seconds": round(done.seconds, 1), "epochs": len(done.epochs), "images": images}
+    write_json(paths.pretrain_timing(MODEL), timing)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ from stages.common.runtime.arguments import model_argument
 from stages.common.runtime.backend import device, keras
 from stages.common.runtime.files import write_csv, write_json
 from stages.common.runtime.live import live_curves
-from stages.common.runtime.lock import lock
 from stages.common.runtime.parameters import MODELS, Pretrained, Scratch
-from stages.common.runtime.resuming import code, fingerprint, resumable
+from stages.common.runtime.resuming import code, fingerprint
+from stages.common.training.distribution import distributed, is_first, resumable
 from stages.common.training.recipe import Trained, recipe_of
 from stages.common.training.trainer import Trainer
 
@@ -20,7 +20,7 @@ from stages.common.training.trainer import Trainer
 def main() -> None:
     name = model_argument("train", MODELS)
     stage = f"train-{name}"
-    with lock(stage):
+    with distributed(stage):
         values = parameters.load()
         print(f"{stage}: on {device()}")
         _run(stage, name, getattr(values, name), values.seed)
@@ -33,12 +33,15 @@ def _run(stage: str, name: str, section: Scratch | Pretrained, seed: int) -> Non
     folders = [folder for folder in (paths.RESIZED, paths.features(name)) if folder.is_dir()]
     inputs = fingerprint(file for folder in folders for file in sorted(folder.iterdir()))
     depends = seed, section.model_dump(), split.to_csv(), inputs
-    with resumable(paths.model_file(name), code(), device(), *depends) as folder:
-        trainer = Trainer(stage, folder, live_curves())
+    with resumable(stage, paths.model_file(name), code(), device(), *depends) as folder:
+        trainer = Trainer(stage, folder)
+        if is_first():
+            trainer.show = live_curves()
         trained = train(name, section, seed, split, trainer)
         model = with_probabilities(trained.whole(), name)
-        save(model, paths.model_file(name), trained.labels)
-        _write_results(name, section, trained, trainer, model.count_params())
+        if is_first():
+            save(model, paths.model_file(name), trained.labels)
+            _write_results(name, section, trained, trainer, model.count_params())
 
 
 def with_probabilities(logits: keras.Model, name: str) -> keras.Model:

@@ -165,8 +165,11 @@ def test_a_package_says_what_it_is_and_does_nothing_else(path: Path) -> None:
     assert [type(node) for node in tree(path).body] == [ast.Expr]
 
 
-# A SavedModel is run by TensorFlow, whatever Keras runs on.
-ENGINES = {COMMON / "export/formats.py": {"tensorflow"}}
+# A SavedModel is run by TensorFlow, whatever Keras runs on. Processes meet by JAX: Keras has no function to compare values.
+ENGINES = {
+    COMMON / "export/formats.py": {"tensorflow"},
+    COMMON / "training/distribution.py": {"jax", "jax.experimental.multihost_utils"},
+}
 
 
 def imported_by_name(path: Path) -> set[str]:

@@ -18,6 +18,7 @@ from stages.common.runtime.errors import UserError
 from stages.common.runtime.parameters import Pretrain, Scratch
 from stages.common.runtime.progress import progress
 from stages.common.training.checkpoint import restore, save
+from stages.common.training.distribution import is_first, own_rows
 
 ops = keras.ops
 
@@ -110,11 +111,12 @@ def pretrain(
         for row in done.epochs:
             show(row)
     total = how.epochs * len(views)
-    with progress(total, stage, "batch", initial=len(done.epochs) * len(views)) as bar:
+    with progress(total, stage, "batch", initial=len(done.epochs) * len(views), disable=not is_first()) as bar:
         for epoch in range(len(done.epochs), how.epochs):
             start, sums = time.perf_counter(), dict.fromkeys(("loss", "invariance", "covariance", "spread"), 0.0)
             for batch in views.epoch(epoch):
-                seen = model.train_on_batch(list(batch), np.zeros((len(batch.pixels), 1), np.float32), return_dict=True)
+                *inputs, unused = own_rows(*batch, np.zeros((len(batch.pixels), 1), np.float32))
+                seen = model.train_on_batch(inputs, unused, return_dict=True)
                 sums = {key: value + float(seen[key]) for key, value in sums.items()}
                 bar.update()
             row = {"epoch": epoch + 1} | {key: value / len(views) for key, value in sums.items()}

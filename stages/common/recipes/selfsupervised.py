@@ -18,6 +18,7 @@ from stages.common.runtime.backend import keras
 from stages.common.runtime.errors import UserError
 from stages.common.runtime.parameters import Pretrain, SelfSupervised
 from stages.common.training.batches import Part
+from stages.common.training.distribution import gathered
 from stages.common.training.recipe import Trained, labelled_parts, phase_of
 from stages.common.training.trainer import Examples, Trainer
 
@@ -114,4 +115,4 @@ def _probe(
 
 def _outputs(model: keras.Model, rows: Rows, part: Part) -> np.ndarray:
     batches = (part.names[start : start + BATCH] for start in range(0, len(part.names), BATCH))
-    return np.concatenate([model.predict_on_batch(rows.read(names)) for names in batches])
+    return np.concatenate([gathered(model).predict_on_batch(rows.read(names)) for names in batches])

@@ -8,6 +8,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import FrameType
 
@@ -64,13 +65,21 @@ def _stderr_held_back() -> Iterator[None]:
             os.close(stderr)
 
 
+def several_processes() -> bool:
+    """Whether the environment asks for a training by several processes: Keras's own variables, or srun with several tasks."""
+    asked = any(name.startswith("KERAS_DISTRIBUTION_") for name in os.environ)
+    return asked or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+
+
 try:
     with _stderr_held_back(), _not_installed(UNUSED):
         import keras
 
         if keras.backend.backend() not in ("tensorflow", "jax"):
             raise ValueError(f"the backend {keras.backend.backend()} of keras.json or KERAS_BACKEND can't train")
-        DEVICES = keras.distribution.list_devices()
+        # Here, where messages are held back; but JAX must not look before the processes of a training have found each other.
+        if not several_processes():
+            keras.distribution.list_devices()
 except (ImportError, ValueError) as error:
     fail(
         f"KERAS_BACKEND is {os.environ.get('KERAS_BACKEND', 'not set')!r}: {error}; expected tensorflow or jax, installed"
@@ -91,18 +100,27 @@ keras.config.set_floatx("float32")
 Layers = Callable[[keras.KerasTensor], keras.KerasTensor]
 
 
+@cache
+def devices() -> list[str]:
+    """The devices of all processes, as KIND:NUMBER."""
+    return list(keras.distribution.list_devices())
+
+
 def device() -> str:
-    """What the models run on, for people: kind and number of devices, processor, Keras and its backend."""
-    kinds = sorted({name.split(":")[0].upper() for name in DEVICES})
+    """What the models run on, for people: kind and number of devices, processes, processor, Keras and its backend."""
+    kinds = sorted({name.split(":")[0].upper() for name in devices()})
     versions = f"Keras {keras.version()} on {keras.backend.backend()}"
+    shared = keras.distribution.distribution()
+    processes = f" in {shared.num_processes} processes" if shared and shared.num_processes > 1 else ""
     if kinds == ["CPU"]:
-        return f"CPU ({_processor()}, {os.cpu_count()} cores; {versions})"
-    return f"{len(DEVICES)} {' and '.join(kinds)} ({versions})"
+        count = f"{len(devices())} " if len(devices()) > 1 else ""
+        return f"{count}CPU{processes} ({_processor()}, {os.cpu_count()} cores; {versions})"
+    return f"{len(devices())} {' and '.join(kinds)}{processes} ({versions})"
 
 
 def on_cpu() -> bool:
     """Whether the models run on a CPU alone."""
-    return all(name.split(":")[0] == "cpu" for name in DEVICES)
+    return all(name.split(":")[0] == "cpu" for name in devices())
 
 
 def _processor() -> str:
@@ -113,4 +131,4 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-__all__ = ["Layers", "device", "keras", "on_cpu"]
+__all__ = ["Layers", "device", "devices", "keras", "on_cpu", "several_processes"]

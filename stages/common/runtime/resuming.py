@@ -39,9 +39,8 @@ def resumable(out: Path, *depends: Any) -> Iterator[Path]:
     Raises:
         UserError: the folder can't be made.
     """
-    text = json.dumps(depends, sort_keys=True)
-    store = out.with_name(f".{out.name}.resume")
-    folder = store / hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    folder = folder_of(out, *depends)
+    store = folder.parent
     try:
         if store.is_dir():
             for other in store.iterdir():
@@ -53,6 +52,13 @@ def resumable(out: Path, *depends: Any) -> Iterator[Path]:
     yield folder
     if not _orphaned():
         remove(store)
+
+
+def folder_of(out: Path, *depends: Any) -> Path:
+    """The folder that `resumable` yields, which may be absent."""
+    text = json.dumps(depends, sort_keys=True)
+    name = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return out.with_name(f".{out.name}.resume") / name
 
 
 def _orphaned() -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 from stages.common.runtime.backend import keras
 from stages.common.runtime.errors import is_system_fault, short
 from stages.common.runtime.files import new_file, remove
+from stages.common.training.distribution import is_first
 
 Record = TypeVar("Record")
 
@@ -17,9 +18,13 @@ Record = TypeVar("Record")
 def save(model: keras.Model, record: dict[str, Any], path: Path, best_weights: list[np.ndarray]) -> None:
     """Write the weights, the state of the optimizer, the best weights so far and `record`, as JSON has it, to `path`.
 
+    Of several processes the first one does that.
+
     Raises:
         UserError: the system refused to write.
     """
+    if not is_first():
+        return
     optimizer = [keras.ops.convert_to_numpy(variable) for variable in model.optimizer.variables]
     values = {"weights": model.get_weights(), "best": best_weights, "optimizer": optimizer}
     arrays = {f"{name} {number}": array for name, arrays in values.items() for number, array in enumerate(arrays)}

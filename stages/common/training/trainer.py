@@ -19,6 +19,7 @@ from stages.common.runtime.errors import UserError
 from stages.common.runtime.progress import progress
 from stages.common.training.batches import Batches, Part, Shuffle
 from stages.common.training.checkpoint import restore, save
+from stages.common.training.distribution import gathered, is_first, own_rows
 from stages.common.training.losses import make_loss
 
 
@@ -149,7 +150,7 @@ class Trainer:
         first, resumed = len(self.epochs), len(done.epochs)
         steps = _steps(examples, phase)
         name = f"{self.stage} {phase.name}"
-        with progress(phase.epochs * steps, name, "batch", initial=resumed * steps) as bar:
+        with progress(phase.epochs * steps, name, "batch", initial=resumed * steps, disable=not is_first()) as bar:
             for epoch in range(first + resumed, first + phase.epochs):
                 if 0 < phase.patience <= done.since_best:
                     bar.write(f"{self.stage}: stopped: {done.since_best} epochs without improvement")
@@ -199,7 +200,7 @@ def _train_epoch(model: keras.Model, examples: Examples, phase: Phase, epoch: in
     sums = dict.fromkeys(("loss", "accuracy"), 0.0)
     # Not model.fit: its iteration over batches made here takes as long as a step of a head.
     for features, targets in Batches(rows, train, model.output.shape[-1], phase.batch_size, shuffle):
-        seen = model.train_on_batch(features, targets, return_dict=True)
+        seen = model.train_on_batch(*own_rows(features, targets), return_dict=True)
         sums = {key: total + float(seen[key]) * len(targets) for key, total in sums.items()}
         bar.update()
     means = {key: total / len(train.names) for key, total in sums.items()}
@@ -221,7 +222,7 @@ def validate(model: keras.Model, rows: Rows, part: Part, batch_size: int) -> dic
 def logits_of(model: keras.Model, rows: Rows, part: Part, batch_size: int) -> np.ndarray:
     """The model's logits for all rows of `part`, (n, labels) float32."""
     batches = Batches(rows, part, model.output.shape[-1], batch_size)
-    return np.concatenate([model.predict_on_batch(features) for features, _ in batches])
+    return np.concatenate([gathered(model).predict_on_batch(features) for features, _ in batches])
 
 
 def _checked(record: dict[str, Any]) -> _Progress:
