@@ -102,7 +102,9 @@ def pretrain(
     model = with_expander(learner, side)
     views = Views(rows, images, side, how.batch_size, Strength(how.min_area, how.colour), seed)
     rate = keras.optimizers.schedules.CosineDecay(how.learning_rate, max(1, how.epochs * len(views)))
-    model.compile(keras.optimizers.AdamW(rate, WEIGHT_DECAY), VICReg(), metrics=[invariance, covariance, spread])
+    # As functions they would be made within the first step, which TensorFlow would then trace twice.
+    metrics = [keras.metrics.MeanMetricWrapper(each, each.__name__) for each in (invariance, covariance, spread)]
+    model.compile(keras.optimizers.AdamW(rate, WEIGHT_DECAY), VICReg(), metrics=metrics)
     model.optimizer.build(model.trainable_variables)
     done, path = Done(), folder / f"{PHASE}.npz"
     if restored := restore(model, path, stage, _checked):
