@@ -1,14 +1,11 @@
 """The models that the page offers, and what each says of a photograph."""
 
-import base64
-import io
 import tempfile
 import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from stages.common.demo.record import Examples, Record
 from stages.common.explanation.heat_maps import Explained, explained, heat_maps
@@ -17,6 +14,7 @@ from stages.common.explanation.pictures import photograph
 from stages.common.images.decoding import decode
 from stages.common.networks.model_file import load_labels
 from stages.common.prediction.classifier import for_inference, load_classifier
+from stages.common.report.gallery import jpeg
 from stages.common.runtime import parameters, paths
 from stages.common.runtime.backend import keras
 from stages.common.runtime.errors import UserError
@@ -111,8 +109,8 @@ class Models:
             "labels": [{"label": model.labels[place], "probability": float(probabilities[place])} for place in best],
             "record": str(record) if record else None,
             "share_correct": record.correct / record.images if record and record.images else None,
-            "photograph": _jpeg(shown),
-            "heat_map": None if heat is None else _jpeg(overlay(shown, heat)),
+            "photograph": _picture(shown),
+            "heat_map": None if heat is None else _picture(overlay(shown, heat)),
             "why_no_heat_map": model.why_no_parts,
         }
 
@@ -142,7 +140,5 @@ def _record(choice: Choice) -> Record | None:
     return Record(path) if path and path.is_file() else None
 
 
-def _jpeg(pixels: np.ndarray) -> str:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG", quality=QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+def _picture(pixels: np.ndarray) -> str:
+    return f"data:image/jpeg;base64,{jpeg(pixels, QUALITY)}"

@@ -24,7 +24,7 @@ class Budget:
     def __init__(self, read: Read) -> None:
         self.left = MAX_BYTES
         self.pixels = functools.partial(_pixels, read)
-        self._made = functools.lru_cache(maxsize=None)(lambda image: _jpeg(self.pixels(image)))
+        self._made = functools.lru_cache(maxsize=None)(lambda image: jpeg(self.pixels(image)))
 
     def picture(self, image: str) -> str:
         """A JPEG in base64."""
@@ -32,7 +32,7 @@ class Budget:
 
     def drawn(self, pixels: np.ndarray) -> str:
         """The same of other pixels, (height, width, 3) uint8."""
-        return self._counted(_jpeg(pixels))
+        return self._counted(jpeg(pixels))
 
     def _counted(self, data: str) -> str:
         self.left -= len(data)
@@ -52,9 +52,10 @@ def _pixels(read: Read, image: str) -> np.ndarray:
     return np.asarray(Image.fromarray(read([image])[0]).resize((SIDE, SIDE), Image.Resampling.LANCZOS))
 
 
-def _jpeg(pixels: np.ndarray) -> str:
+def jpeg(pixels: np.ndarray, quality: int = QUALITY) -> str:
+    """A JPEG in base64, of (height, width, 3) uint8."""
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG", quality=QUALITY)
+    Image.fromarray(pixels).save(file, "JPEG", quality=quality)
     return base64.b64encode(file.getvalue()).decode()
 
 
