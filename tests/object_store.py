@@ -25,10 +25,15 @@ class ObjectStore:
         )
         self.files.mkdir(BUCKET)
 
-    def objects(self, prefix: str) -> set[str]:
-        """The names below a prefix of the bucket."""
+    def names(self, prefix: str) -> list[str]:
+        """The names of the objects below a prefix of the bucket."""
         self.files.invalidate_cache()
-        return set(self.files.find(f"{BUCKET}/{prefix}"))
+        return list(self.files.find(f"{BUCKET}/{prefix}"))
+
+    def objects(self, prefix: str) -> dict[str, bytes]:
+        """The contents of those objects, by what follows the prefix in their names."""
+        found = self.files.cat(self.names(prefix))
+        return {name.removeprefix(f"{BUCKET}/{prefix}/"): content for name, content in found.items()}
 
 
 @contextmanager
@@ -83,7 +88,8 @@ def wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
     """Wait until a process listens on a port. Fails the test if it ends, or after a minute."""
     end = time.monotonic() + 60
     while True:
-        assert process.poll() is None and time.monotonic() < end, log.read_text(errors="replace")
+        assert process.poll() is None, log.read_text(errors="replace")
+        assert time.monotonic() < end, log.read_text(errors="replace")
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
         except OSError:
