@@ -30,11 +30,6 @@ class ObjectStore:
         self.files.invalidate_cache()
         return list(self.files.find(f"{BUCKET}/{prefix}"))
 
-    def objects(self, prefix: str) -> dict[str, bytes]:
-        """The contents of those objects, by what follows the prefix in their names."""
-        found = self.files.cat(self.names(prefix))
-        return {name.removeprefix(f"{BUCKET}/{prefix}/"): content for name, content in found.items()}
-
 
 @contextmanager
 def serve(folder: Path) -> Iterator[ObjectStore]:
