@@ -154,11 +154,12 @@ def test_maps_of_tokens_are_refused_and_a_model_without_keras_hub_names_it(
 
 @pytest.mark.slow
 def test_the_pipeline_runs_with_a_preset_and_predict_uses_its_model(clone: Clone) -> None:
-    preset(clone.path / "preset", "vit")
+    preset(clone.path / "preset", "resnet")
     clone.set(model="backbone", backbone__name="hub:preset", backbone__input_size="auto", backbone__fine_tune_epochs=1)
     shown = clone.run("dvc", "repro")
     assert "features-backbone: preset, imagenet weights" in shown
     assert "(fine-tuning)" in shown
+    assert "explain: heat maps of" in shown
     assert json.loads((clone.path / "metrics/evaluation.json").read_text())["model"] == "backbone"
     image = next((clone.path / "data/raw/sample/images").iterdir())
     assert image.name in clone.run(sys.executable, "-m", "commands.predict", str(image))

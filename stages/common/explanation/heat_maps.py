@@ -41,10 +41,12 @@ def explained(model: keras.Model, name: str) -> Explained:
     """
     names = [layer.name for layer in model.layers]
     before = model.layers[: names.index(LOGITS)] if LOGITS in names else []
-    maps = [layer for layer in before if _is_map(layer)]
-    if maps:
-        to_maps = keras.Model(model.input, maps[-1].output)
-        to_logits = keras.Model(maps[-1].output, model.get_layer(LOGITS).output)
+    places = [place for place, layer in enumerate(before) if _is_map(layer)]
+    if places:
+        # Not the output of the layer before: that of a network within the network is not of the whole one.
+        maps = model.layers[places[-1] + 1].input
+        to_maps = keras.Model(model.input, maps)
+        to_logits = keras.Model(maps, model.get_layer(LOGITS).output)
         if _is_affine(to_logits):
             return Explained(to_maps, to_logits)
     raise NoMapsError(
