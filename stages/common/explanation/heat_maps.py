@@ -43,8 +43,9 @@ def explained(model: keras.Model, name: str) -> Explained:
     before = model.layers[: names.index(LOGITS)] if LOGITS in names else []
     places = [place for place, layer in enumerate(before) if _is_map(layer)]
     if places:
-        # Not the output of the layer before: that of a network within the network is not of the whole one.
-        maps = model.layers[places[-1] + 1].input
+        layer, following = model.layers[places[-1]], model.layers[places[-1] + 1]
+        # Of a network within the network both are tensors of that one alone.
+        maps = following.input if isinstance(layer, keras.Model) else layer.output
         to_maps = keras.Model(model.input, maps)
         to_logits = keras.Model(maps, model.get_layer(LOGITS).output)
         if _is_affine(to_logits):
