@@ -130,7 +130,9 @@ class Rows:
         values = np.empty((len(names), *self.shape), self.dtype)
         for row, name in zip(values, names, strict=True):
             path, start = self.places[name]
-            if os.preadv(_open(path).fileno(), [row], start) != row.nbytes:
+            # Held while it is read: if two threads open it at once, the cache keeps the file of one.
+            file = _open(path)
+            if os.preadv(file.fileno(), [row], start) != row.nbytes:
                 raise UserError(f"{path}: ends within {name}; {AGAIN}")
         return values
 
