@@ -158,6 +158,16 @@ def test_any_number_of_workers_writes_the_same_bytes(drawn: Path, tmp_path: Path
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "3" / name).read_bytes()
 
 
+def test_a_file_that_the_cache_does_not_keep_is_open_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when two threads open it at once: the cache keeps one file, and the other one is closed when nobody holds it."""
+    chunks.write(tmp_path / "00000.h5", ["a"], {"pixels": np.full((1, 2, 2, 3), 7, np.uint8)})
+    rows = chunks.Rows(tmp_path, "pixels")
+    monkeypatch.setattr(chunks, "_open", chunks._open.__wrapped__)
+    assert (rows.read(["a"]) == 7).all()
+
+
 def test_rows_are_read_in_any_order(tmp_path: Path) -> None:
     values = np.arange(24, dtype=np.uint8).reshape(6, 2, 2)
     chunks.write(tmp_path / "0.h5", ["a", "b", "ü c"], {"x": values[:3]})
