@@ -467,3 +467,30 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
         assert result.returncode == 0, result.stderr
         grown.append(int(result.stdout))
     assert grown[1] - grown[0] < 20_000  # KiB; their pixels have 540 MB more
+
+
+@pytest.mark.slow
+def test_a_large_step_has_the_same_bytes_each_time() -> None:
+    """In a process of its own: how many operations TensorFlow runs at once is settled when it starts."""
+    code = """if True:
+        import zlib
+        import numpy as np
+        from stages.common.networks.scratch import encoder
+        from stages.common.pretraining.pretrainer import with_expander
+        from stages.common.pretraining.vicreg import VICReg
+        from stages.common.runtime.backend import keras
+        keras.utils.set_random_seed(1)
+        model = with_expander(encoder(112, 1, [16, 32, 64, 128]), 112)
+        model.compile(keras.optimizers.SGD(1.0), VICReg())
+        generator = np.random.default_rng(1)
+        pixels = generator.integers(0, 256, (256, 112, 112, 3), dtype=np.uint8)
+        colours = np.concatenate([np.tile(np.eye(3), (256, 1, 1)), generator.random((256, 3, 1))], 2).astype(np.float32)
+        weights, seen = model.get_weights(), set()
+        for _ in range(16):
+            model.set_weights(weights)
+            model.train_on_batch([pixels, colours], np.zeros((256, 1), np.float32))
+            seen.add(zlib.crc32(b"".join(each.tobytes() for each in model.get_weights())))
+        print(len(seen))
+    """
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.stdout == "1\n", ended.stderr
