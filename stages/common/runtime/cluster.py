@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from distributed import Client
 
 ANSWER = 8  # seconds in which a scheduler must answer
-NO_WORKERS = (
-    60.0  # seconds to wait for a first worker, or another one when all have died, unless Dask's configuration says
-)
+# Seconds to wait for a first worker, or another one when all have died, unless Dask's configuration says.
+NO_WORKERS = 60.0
 
 
 def address() -> str | None:
