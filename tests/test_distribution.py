@@ -200,10 +200,31 @@ def test_processes_that_do_not_fit_together_end_with_one_line(ready: Path) -> No
     ):
         both = Processes(ready, commands, devices)
         assert both.wait() == [1, 1]
+        assert expected in both.log(0) + both.log(1)
         for number in (0, 1):
-            assert both.log(number).splitlines()[-1].startswith("error: ")
-            assert expected in both.log(number)
+            last = both.log(number).splitlines()[-1]
+            assert last.startswith("error: ")
+            # The other one may have ended first.
+            assert expected in last or "another process has ended" in last
             assert "Traceback" not in both.log(number)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "[external/gloo/transport/tcp/pair.cc] Connection closed by peer",
+        "Unable to initialize backend 'cpu': INTERNAL\n:UNKNOWN:Error received from peer {grpc_status:14}",
+    ],
+)
+def test_an_error_because_another_process_has_ended_says_so(monkeypatch: pytest.MonkeyPatch, message: str) -> None:
+    monkeypatch.setattr(distribution, "_join", lambda: None)
+    monkeypatch.setattr("atexit.register", lambda *arguments: None)
+    expected = (
+        "^train-scratch: another process has ended [^\n]*; see what it says, and run all of them again to resume$"
+    )
+    with pytest.raises(UserError, match=expected):  # noqa: SIM117
+        with distribution._joined("train-scratch"):
+            raise RuntimeError(message)
 
 
 WAIT = """

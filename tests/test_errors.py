@@ -408,11 +408,13 @@ def test_a_reader_that_closes_early_causes_no_error() -> None:
         assert process.wait() == 1
 
 
-def test_keras_starts_without_packages_that_it_does_not_need() -> None:
+def test_keras_starts_without_packages_and_garbage_collection_that_it_does_not_need() -> None:
     pytest.importorskip("jax")
     ended = run_code(
-        "import sys\nfrom stages.common.runtime import backend\n"
+        "import gc, sys\nfrom stages.common.runtime import backend\n"
         "assert not {'jax', 'sklearn'} & sys.modules.keys()\n"
+        "assert gc.get_freeze_count() > 10_000\n"
+        "assert gc.isenabled()\n"
         "import jax, sklearn.linear_model",  # not for good
         KERAS_BACKEND="tensorflow",
     )

@@ -86,7 +86,7 @@ def _joined(stage: str) -> Iterator[None]:
     except BaseException as error:
         status = error.code if isinstance(error, SystemExit) else 1
         atexit.register(_end, status if isinstance(status, int) else 1)
-        if isinstance(error, Exception) and re.search("gloo|nccl", str(error), re.IGNORECASE):
+        if isinstance(error, Exception) and re.search("gloo|nccl|grpc", str(error), re.IGNORECASE):
             raise UserError(
                 f"{stage}: another process has ended ({short(error)}); see what it says, and run all of them again to resume"
             ) from error
