@@ -25,6 +25,7 @@ PARTS = {
     "heads": "Features once, and the sweep",
     "feeding": "The input pipeline",
     "growth": "How time and memory grow",
+    "cluster": "On a Dask cluster of one machine",
     "audit": "What the audit finds",
     "pipeline": "What dvc adds, and where the first minute goes",
 }

@@ -1,6 +1,6 @@
 """How much of a GPU the pipeline uses, on images as many and as large as MPII's.
 
-    KERAS_BACKEND=jax python -m benchmarks.gpu [--images 25000] [--models vgg16 xception]
+    KERAS_BACKEND=jax python -m benchmarks.gpu [--images 25000] [--models vgg16 xception backbone]
 
 Images, labels and weights are random: none of them changes the speed. Each model is measured at the images' own size and at its
 `input_size`, in float32 (which JAX may multiply as TF32) and in bfloat16, with the pipeline's own functions. What the card
@@ -29,7 +29,8 @@ import pandas as pd
 from stages import features
 from stages.common.backbones.backbone import backbone
 from stages.common.backbones.batch_norm import fold_batch_norm
-from stages.common.backbones.network import FIXED
+from stages.common.backbones.catalog import find
+from stages.common.backbones.network import Network
 from stages.common.dataset import chunks
 from stages.common.networks.heads import make_head
 from stages.common.networks.model_file import FEATURES
@@ -38,7 +39,7 @@ from stages.common.recipes import pretrained
 from stages.common.runtime import errors, parameters, paths
 from stages.common.runtime.backend import device, keras
 from stages.common.runtime.errors import UserError
-from stages.common.runtime.parameters import PRETRAINED, Pretrained
+from stages.common.runtime.parameters import PRETRAINED, Backbone, Pretrained
 from stages.common.training import trainer
 from stages.common.training.batches import Batches, Part, Shuffle
 from stages.common.training.recipe import phase_of
@@ -226,6 +227,11 @@ def first(split: pd.DataFrame, images: int) -> Part:
     return Part(list(split["image"][:images]), split["label"][:images].astype(int).to_numpy())
 
 
+def network_of(name: str, section: Pretrained) -> Network:
+    """The network of a model: its own, or that which model `backbone` names."""
+    return find(section.name if isinstance(section, Backbone) else name)
+
+
 def markdown(lines: list[dict[str, str]]) -> str:
     """A table whose columns are the keys of the first line."""
     rows = [list(lines[0]), ["---"] * len(lines[0]), *(list(line.values()) for line in lines)]
@@ -256,14 +262,14 @@ def measure(
     part = first(split, scale.tuned)
     examples = chunks.Rows(source, "pixels").read(part.names[:EXAMPLES])
     lines: list[dict[str, str]] = []
-    head = 0.0
-    for input_size in dict.fromkeys((scale.side, section.pixels or FIXED[name].input_size)):
+    head, network = 0.0, network_of(name, section)
+    for input_size in dict.fromkeys((scale.side, section.pixels or network.input_size)):
         for precision in ("float32", "bfloat16"):
             # A folder of its own for each: `chunks` keeps files open by their paths.
             with tempfile.TemporaryDirectory(dir=source.parent, prefix=f"{name}-{input_size}-{precision}-") as folder:
                 work = Path(folder)
                 keras.backend.clear_session()
-                model = backbone(FIXED[name], scale.side, input_size, "random", examples, precision)
+                model = backbone(network, scale.side, input_size, "random", examples, precision)
                 rate, batch = best_forward(fold_batch_norm(model), scale)
                 speed = rate * flop(model)
                 seconds, extracted = extraction(model, source, work / paths.features(name))
@@ -274,7 +280,7 @@ def measure(
                 tuned = tuning_rate(name, section, part, source, work)
             lines.append(
                 {
-                    "model": name,
+                    "model": network.name,
                     "input": str(input_size),
                     "precision": precision,
                     "forward alone, images/s (batch)": f"{rate:,.0f} ({batch})",
@@ -296,7 +302,7 @@ def measure(
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=25_000, metavar="N")
-    parser.add_argument("--models", nargs="+", choices=PRETRAINED, default=["vgg16", "xception"])
+    parser.add_argument("--models", nargs="+", choices=PRETRAINED, default=["vgg16", "xception", "backbone"])
     arguments = parser.parse_args()
     if keras.backend.backend() != "jax":
         raise UserError(
@@ -308,8 +314,8 @@ def main() -> None:
     sections: dict[str, Pretrained] = {name: getattr(values, name) for name in arguments.models}
     scale = Scale(values.resize.size, 8192, (32, 64, 128, 256, 512), 10, 4096)
     if jax.default_backend() == "cpu":
-        scale = Scale(72, 512, (2, 4), 1, 16)
-        sections = {name: section.model_copy(update={"input_size": 96}) for name, section in sections.items()}
+        scale = Scale(72, 512, (2,), 1, 16)
+        sections = {name: section.model_copy(update={"input_size": 72}) for name, section in sections.items()}
     chunk = min(values.resize.chunk, arguments.images // 8)
     with tempfile.TemporaryDirectory() as work:
         source = Path(work) / "resized"

@@ -52,7 +52,7 @@ def measure(photographs: Path, work: Path) -> pd.DataFrame:
     rows = []
     for images in SIZES:
         folder = work / str(images)
-        _prepare(photographs, folder, images)
+        prepare(photographs, folder, images)
         for stage, command, out in (
             ("chunked-resize", ["chunked_resize"], paths.RESIZED),
             ("features", ["features", MODEL], paths.features(MODEL)),
@@ -66,7 +66,7 @@ def measure(photographs: Path, work: Path) -> pd.DataFrame:
     return pd.concat([table, pd.DataFrame(million)])
 
 
-def _prepare(photographs: Path, folder: Path, images: int) -> None:
+def prepare(photographs: Path, folder: Path, images: int) -> None:
     """Make a folder as annotate and split leave it, with links to photographs and random labels."""
     source = layout.images_folder(photographs)
     listed = annotate.present(annotate.read(photographs).table, source)["image"]

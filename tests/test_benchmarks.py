@@ -1,6 +1,8 @@
 """What the benchmarks need, and that the ablation calls nothing better that is not."""
 
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,24 @@ def test_the_empty_pipeline_has_the_same_stages_and_outputs_and_runs(tmp_path: P
     for expected in ("Running stage 'evaluate'", "Data and pipelines are up to date"):
         shown = subprocess.run(["dvc", "repro"], cwd=empty, capture_output=True, text=True, check=True).stdout
         assert expected in shown
+
+
+@pytest.mark.slow
+def test_the_gpu_benchmark_has_a_dry_run(workspace: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu", "--images", "32", "--models", "backbone"],
+        cwd=workspace,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "KERAS_BACKEND": "jax"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith("CPU: a dry run. ")
+    lines = [line.split("|")[1:4] for line in ended.stdout.splitlines() if line.startswith("|")]
+    assert [[value.strip() for value in line] for line in lines[2:]] == [
+        ["MobileNetV2", "72", precision] for precision in ("float32", "bfloat16")
+    ]
 
 
 def test_the_mean_of_two_sets_has_the_interval_of_independent_ones() -> None:

@@ -27,17 +27,35 @@ def stages() -> dict[str, dict[str, Any]]:
 
 STAGES = stages()
 
-# Runs in each process of a stage, and writes which files of the project it has loaded.
+# Writes which files of the project a process of a stage has loaded. Runs in its workers as they start.
 RECORD = """
 import atexit, json, os, pathlib, sys
 def record():
     root = pathlib.Path(os.environ["DVC_ROOT"])
     files = [pathlib.Path(m.__file__) for m in list(sys.modules.values()) if getattr(m, "__file__", None)]
     loaded = sorted({str(f.relative_to(root)) for f in files if f.is_relative_to(root / "stages")})
-    name = os.environ["DVC_STAGE"].split(":")[-1]
+    name = os.environ["DVC_STAGE"]
     pathlib.Path(os.environ["LOADED"], f"{name}.{os.getpid()}.json").write_text(json.dumps(loaded))
 if "DVC_STAGE" in os.environ:
     atexit.register(record)
+"""
+# Runs stages, each in a fork of a process that has Keras and nothing of the project: starting Keras takes longer.
+RUN = """
+import json, os, sys
+from importlib import import_module
+import keras
+from sitecustomize import record
+for name, (module, *arguments) in json.loads(sys.argv[1]):
+    if child := os.fork():
+        if os.waitpid(child, 0)[1]:
+            sys.exit(f"{name} has failed")
+        continue
+    os.environ["DVC_STAGE"] = name
+    sys.argv = [module, *arguments]
+    import_module("stages.common.runtime.errors").run(import_module(module).main)
+    record()
+    sys.stdout.flush()
+    os._exit(0)
 """
 
 
@@ -46,27 +64,41 @@ def outputs(stage: dict[str, Any]) -> set[str]:
     return {out if isinstance(out, str) else next(iter(out)) for out in listed}
 
 
+FIRST = ["params", "sample", "annotate", "split", "chunked-resize"]
+OF_BACKBONE = ["features-backbone", "train-backbone", "infer-backbone"]
+
+
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
-    """The project's files that each stage loads when dvc runs it, for the sample, scratch and a pretrained model."""
+    """The project's files that each stage loads, for the sample, scratch and a pretrained model."""
     folder = tmp_path_factory.mktemp("loaded")
     (folder / "hook").mkdir()
     (folder / "hook/sitecustomize.py").write_text(RECORD)
     clone = make_clone(folder / "clone")
     preset(clone.path / "preset", "vit")
-    # Of each kind that loads other code: a network of each source, a head of each kind.
     clone.set(cross_validation__folds=2, pretrain__epochs=1)
-    for model, name, head, targets in (
-        ("scratch", "mobilenetv2", "softmax", ["infer-scratch"]),
-        ("selfsupervised", "mobilenetv2", "softmax", ["infer-selfsupervised", "cross-validate"]),
-        ("backbone", "mobilenetv2", "conv", ["infer-backbone"]),
-        ("backbone", "efficientnet_lite0", "softmax", ["cross-validate"]),
-        ("backbone", "hub:preset", "softmax", ["infer-backbone"]),
+    # Of each kind that loads other code: a network of each source, a head of each kind.
+    for model, name, head, stages in (
+        ("scratch", "mobilenetv2", "softmax", [*FIRST, "train-scratch", "infer-scratch"]),
+        (
+            *("selfsupervised", "mobilenetv2", "softmax"),
+            [
+                *("chunked-resize-unlabelled", "pretrain-selfsupervised", "train-selfsupervised"),
+                *("infer-selfsupervised", "cross-validate"),
+            ],
+        ),
+        ("backbone", "mobilenetv2", "conv", OF_BACKBONE),
+        ("backbone", "efficientnet_lite0", "softmax", [*OF_BACKBONE, "cross-validate"]),
+        ("backbone", "hub:preset", "softmax", [*OF_BACKBONE, "audit", "evaluate", "explain", "report"]),
     ):
         clone.set(model=model, backbone__name=name, backbone__head=head, backbone__input_size="auto")
-        of_models = [f"models/dvc.yaml:{target}" for target in targets]
-        clone.run("dvc", "repro", *of_models, PYTHONPATH=str(folder / "hook"), LOADED=str(folder))
-    clone.run("dvc", "repro", PYTHONPATH=str(folder / "hook"), LOADED=str(folder))
+        commands = [(stage, STAGES[stage]["cmd"].split()[2:]) for stage in stages]
+        clone.run(
+            *(sys.executable, "-c", RUN, json.dumps(commands)),
+            PYTHONPATH=str(folder / "hook"),
+            DVC_ROOT=str(clone.path),
+            LOADED=str(folder),
+        )
     found: dict[str, set[str]] = {}
     for path in folder.glob("*.json"):
         found.setdefault(path.name.split(".")[0], set()).update(json.loads(path.read_text()))

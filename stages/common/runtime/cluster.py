@@ -1,27 +1,20 @@
 """Jobs on a Dask cluster: the side of the stage. `remote` is the side of the worker."""
 
-import asyncio
-import logging
 import os
 import sys
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from stages.common.runtime.errors import UserError, short
+from stages.common.runtime.connection import connected, no_workers, patience, workers_of
+from stages.common.runtime.errors import UserError
 from stages.common.runtime.remote import size
 from stages.common.runtime.resuming import sources, versions
 
 if TYPE_CHECKING:
     from distributed import Client
-
-ANSWER = 8  # seconds in which a scheduler must answer
-# Seconds to wait for a first worker, or another one when all have died, unless Dask's configuration says.
-NO_WORKERS = 60.0
 
 
 def address() -> str | None:
@@ -56,8 +49,8 @@ def run(
     dead: str,
 ) -> None:
     """`jobs.run` on the cluster of the scheduler at `address`."""
-    with _connected(address) as client:
-        print(f"{stage}: on {_workers(client)} of {address}", flush=True)
+    with connected(address) as client:
+        print(f"{stage}: on {workers_of(client)} of {address}", flush=True)
         entry, expected = _entry(), _expected(needs)
         finished: SimpleQueue[Any] = SimpleQueue()
         futures: dict[Any, Path] = {}
@@ -82,7 +75,7 @@ def agreed(stage: str, address: str, function: Callable[[], str]) -> str:
     Raises:
         UserError: they do not all return the same.
     """
-    with _connected(address) as client:
+    with connected(address) as client:
         answers = client.run(_in_thread(_entry()), *_expected([]), _name(function), (), on_error="return")
     for answer in answers.values():
         if isinstance(answer, Exception):
@@ -95,99 +88,6 @@ def agreed(stage: str, address: str, function: Callable[[], str]) -> str:
             "one kind: end the others"
         )
     return next(iter(found))
-
-
-@contextmanager
-def _connected(address: str) -> Iterator["Client"]:
-    """A client of the scheduler, which has workers.
-
-    Raises:
-        UserError: it does not answer, has no workers, runs another Python, or dies within the block.
-    """
-    from distributed import Client
-    from distributed.comm import CommClosedError
-    from distributed.versions import VersionMismatchWarning
-
-    for name in ("distributed", "distributed.client", "asyncio"):  # errors are told in one line
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    _check_answer(address)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", VersionMismatchWarning)  # the versions that matter are checked
-        client = Client(address, timeout=ANSWER, set_as_default=False)
-    try:
-        _wait_for_workers(client, address)
-        _check_versions(client)
-        yield client
-    except (CancelledError, CommClosedError) as error:
-        raise UserError(
-            f"the Dask scheduler {address} has died; start it and its workers, then run again to resume"
-        ) from error
-    finally:
-        client.close(timeout=2)
-
-
-def _check_answer(address: str) -> None:
-    # By itself Client waits for ever if something listens there and is silent.
-    from distributed import rpc
-    from distributed.security import Security
-
-    async def ask() -> None:
-        async with rpc(address, connection_args=Security().get_connection_args("client")) as scheduler:
-            await scheduler.identity()
-
-    try:
-        asyncio.run(asyncio.wait_for(ask(), ANSWER))
-    except (OSError, TypeError, ValueError) as error:
-        raise UserError(
-            f"no Dask scheduler answers at {address} ({short(error)}); start it, correct DASK_SCHEDULER_ADDRESS, or unset it "
-            "to run on this machine"
-        ) from error
-
-
-def _wait_for_workers(client: "Client", address: str) -> None:
-    try:
-        client.wait_for_workers(1, timeout=_patience())
-    except TimeoutError as error:
-        raise _no_workers(address) from error
-
-
-def _patience() -> float:
-    """Seconds to wait for a worker: Dask's own setting."""
-    import dask.config
-    from dask.utils import parse_timedelta
-
-    told = dask.config.get("distributed.scheduler.no-workers-timeout", None)
-    return NO_WORKERS if told is None else float(parse_timedelta(told))
-
-
-def _no_workers(address: str) -> UserError:
-    return UserError(
-        f"the Dask scheduler {address} has no running worker; start some (dask worker {address} --nthreads 1 --nworkers -1), "
-        "then run again to resume"
-    )
-
-
-def _check_versions(client: "Client") -> None:
-    # Before any code travels: another Python can't read it.
-    found = client.get_versions()
-    expected = _of(found["client"])
-    for name, seen in {"the scheduler": found["scheduler"], **found["workers"]}.items():
-        if _of(seen) != expected:
-            raise UserError(
-                f"{name} of the Dask cluster has {_of(seen)}; expected {expected}, as here: start it in an environment with "
-                "the same versions"
-            )
-
-
-def _of(versions: dict[str, Any]) -> str:
-    python = ".".join(versions["host"]["python"].split(".")[:2])
-    return f"Python {python} and distributed {versions['packages']['distributed']}"
-
-
-def _workers(client: "Client") -> str:
-    threads = client.nthreads().values()
-    hint = " (each does one job at a time: start more, with --nthreads 1)" if max(threads, default=1) > 1 else ""
-    return f"{len(threads)} worker{'s' * (len(threads) != 1)}{hint}"
 
 
 def _next(client: "Client", finished: SimpleQueue[Any], address: str) -> Any:
@@ -203,8 +103,8 @@ def _next(client: "Client", finished: SimpleQueue[Any], address: str) -> Any:
         except Empty:
             states = {worker["status"] for worker in client.scheduler_info()["workers"].values()}
             waited = 0 if "running" in states else waited + 1
-            if waited >= _patience():
-                raise _no_workers(address) from None
+            if waited >= patience():
+                raise no_workers(address) from None
 
 
 def _told(error: Exception, piece: Path | None = None, dead: str = "") -> Exception:
