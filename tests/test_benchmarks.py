@@ -13,7 +13,8 @@ from benchmarks import ablation, pipeline
 from benchmarks.__main__ import PARTS, hardware
 from stages.common.comparison.results import Result
 from stages.common.evaluation.bootstrap import Difference
-from stages.common.runtime.parameters import parse_yaml
+from stages.common.runtime import paths
+from stages.common.runtime.parameters import Backbone, Pretrained, parse_yaml
 from tests.conftest import ROOT, make_clone
 
 
@@ -40,7 +41,7 @@ def test_the_empty_pipeline_has_the_same_stages_and_outputs_and_runs(tmp_path: P
 @pytest.mark.slow
 def test_the_gpu_benchmark_has_a_dry_run(workspace: Path) -> None:
     ended = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu", "--images", "32", "--models", "backbone"],
+        [sys.executable, "-m", "benchmarks.gpu", "--images", "32", "--models", "vgg16"],
         cwd=workspace,
         env={**os.environ, "PYTHONPATH": str(ROOT), "KERAS_BACKEND": "jax"},
         capture_output=True,
@@ -51,8 +52,17 @@ def test_the_gpu_benchmark_has_a_dry_run(workspace: Path) -> None:
     assert ended.stdout.startswith("CPU: a dry run. ")
     lines = [line.split("|")[1:4] for line in ended.stdout.splitlines() if line.startswith("|")]
     assert [[value.strip() for value in line] for line in lines[2:]] == [
-        ["MobileNetV2", "72", precision] for precision in ("float32", "bfloat16")
+        ["VGG16", "72", precision] for precision in ("float32", "bfloat16")
     ]
+
+
+def test_the_gpu_benchmark_finds_the_network_of_each_model() -> None:
+    from benchmarks import gpu  # loads JAX
+
+    values = parse_yaml((ROOT / paths.PARAMETERS).read_text(encoding="utf-8"))
+    sections: dict[str, type[Pretrained]] = {"vgg16": Pretrained, "xception": Pretrained, "backbone": Backbone}
+    found = [gpu.network_of(name, kind.model_validate(values[name])).name for name, kind in sections.items()]
+    assert found == ["VGG16", "Xception", "efficientnet_lite0"]
 
 
 def test_the_mean_of_two_sets_has_the_interval_of_independent_ones() -> None:
