@@ -27,13 +27,12 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     if arguments.format == HUB:
-        out = writing.target(arguments.out, "", card.CONTENT)
-        line = card.write(load_classifier(arguments.model), out)
+        writing.check_place(arguments.out, "")
+        line = card.write(load_classifier(arguments.model), arguments.out)
     else:
         formats.check(arguments.format)
-        form = formats.FORMATS[arguments.format]
-        out = writing.target(arguments.out, form.suffix, form.content)
-        line = writing.export(load_classifier(arguments.model), arguments.format, out)
+        writing.check_place(arguments.out, formats.FORMATS[arguments.format].suffix)
+        line = writing.export(load_classifier(arguments.model), arguments.format, arguments.out)
     print("\n".join(map(printable, line.splitlines())))
 
 

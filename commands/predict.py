@@ -73,6 +73,8 @@ def main() -> None:
     target = csv_target(arguments.csv) if arguments.csv else None
     if target and target.exists() and target in map(Path, map(os.path.realpath, images)):
         raise UserError(f"--csv is {str(arguments.csv)!r}, one of the images; expected another file")
+    if arguments.explain and arguments.explain.is_file():
+        raise UserError(f"--explain is {str(arguments.explain)!r}, a file; expected the name of a folder")
     classifier = load_classifier(arguments.model)
     pictures = None
     if arguments.explain:
@@ -154,15 +156,19 @@ def _predict(
         raise UserError("none of the images could be decoded")
     if not few:
         for label, count in found.most_common():
-            print(printable(f"{label}: {count} images"))
-    print(f"{found.total()} images labelled, {len(images) - found.total()} skipped", file=sys.stderr)
+            print(printable(f"{label}: {_number(count, 'image')}"))
+    print(f"{_number(found.total(), 'image')} labelled, {len(images) - found.total()} skipped", file=sys.stderr)
     if pictures:
         print(
-            f"{pictures.count} pictures in {pictures.folder}: yellow is where the evidence for the label is",
+            f"{_number(pictures.count, 'picture')} in {pictures.folder}: yellow is where the evidence for the label is",
             file=sys.stderr,
         )
     if not few and not table:
         print("for the label of each image: --csv OUT", file=sys.stderr)
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def _best(probabilities: np.ndarray, labels: list[str], top: int) -> str:

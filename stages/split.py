@@ -141,9 +141,14 @@ def main() -> None:
         (paths.PRETRAINING_LIST, pretraining),
     ):
         write_text(path, "".join(f"{name}\n" for name in names))
-    numbers = counts(table, few)
-    write_json(paths.SPLIT_METRICS, numbers)
+    write_json(paths.SPLIT_METRICS, counts(table, few))
     given = sorted(set(annotations.loc[is_labelled(table), "part"]) - {""}, key=PARTS.index)
+    _show(table, values.split, given, few)
+
+
+def _show(table: pd.DataFrame, section: parameters.Split, given: list[str], few: list[str]) -> None:
+    """Print what the parts are, which of them the data set gives, and what could not be split."""
+    numbers, budget = counts(table, few), section.labels_per_class
     if given:
         rest = [part for part in PARTS[1:] if part not in given]
         drawn = (
@@ -160,7 +165,7 @@ def main() -> None:
         print(f"split: {kept} train images keep their label, at most {budget} of each: the others count as unlabelled")
     labelled = sum(bool(label) for label in table["label"])
     without = numbers["images_without_video"]
-    if values.split.group == "video" and without:
+    if section.group == "video" and without:
         which = "no labelled image has a" if without == labelled else f"{without} labelled images have no"
         print(
             f"split: warning: {which} video or group; each counts as one of its own: the stage audit looks for near-copies"
@@ -168,7 +173,7 @@ def main() -> None:
     if few and given:
         print(f"split: warning: no validation or test image has the label: {'; '.join(few)}")
     elif few:
-        kind = "images" if without == labelled else f"{values.split.group}s"
+        kind = "images" if without == labelled else f"{section.group}s"
         print(f"split: warning: in too few {kind} for every part, so in train only: {'; '.join(few)}")
 
 

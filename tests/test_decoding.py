@@ -62,6 +62,15 @@ def test_cmyk_and_a_png_named_jpg(tmp_path: Path) -> None:
     np.testing.assert_array_equal(decode(tmp_path / "b.jpg", 48), reference(PICTURE))
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_dimensions_are_those_of_the_upright_image(tmp_path: Path, orientation: int, suffix: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    PICTURE.save(tmp_path / f"a.{suffix}", exif=exif)
+    assert decoding.dimensions(tmp_path / f"a.{suffix}") == ((80, 60) if orientation == 1 else (60, 80))
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_undone(tmp_path: Path, orientation: int) -> None:
     operation = {

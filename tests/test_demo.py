@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from PIL import Image
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
@@ -29,7 +30,7 @@ from stages.common.evaluation.predictions import prediction_table
 from stages.common.networks.scratch import scratch
 from stages.common.networks.serialization import load, save
 from stages.common.prediction.classifier import label_images
-from stages.common.runtime import paths
+from stages.common.runtime import paths, tracked
 from stages.common.runtime.backend import keras
 from stages.train import with_probabilities
 from tests.conftest import ROOT, TINY, set_parameters
@@ -66,6 +67,17 @@ def project(folder: Path) -> None:
     probabilities = np.full((20, len(LABELS)), 0.01)
     probabilities[np.arange(20), (np.arange(20) + np.arange(20) % 3) % len(LABELS)] = np.linspace(0.1, 0.75, 20)
     prediction_table(table, probabilities, LABELS).to_csv(folder / paths.predictions("scratch"), index=False)
+    write_lock(folder)
+
+
+def write_lock(folder: Path) -> None:
+    """The lock file that tells that the model scratch made its predictions."""
+    made = {
+        kind: [{"path": str(path), "md5": tracked.md5(folder / path)}]
+        for kind, path in (("deps", paths.model_file("scratch")), ("outs", paths.predictions("scratch")))
+    }
+    lock = folder / paths.LOCKS[2]
+    lock.write_text(yaml.safe_dump({"schema": "2.0", "stages": {"infer-scratch": made}}), encoding="utf-8")
 
 
 class Server(NamedTuple):
@@ -227,6 +239,9 @@ def test_20_mb_are_labelled_and_more_than_the_limit_is_refused_without_a_request
     tab.on("request", lambda request: asked.append(request.url))
     tab.set_input_files("#file", path)
     expect(tab.locator("#error")).to_have_text("large.png: 25.0 MB; expected at most 25 MB")
+    expect(tab.locator("#result")).to_be_hidden()
+    tab.select_option("#model", "vgg16")  # labels no older photograph
+    expect(tab.locator("#error")).not_to_have_text("")
     assert asked == []
 
 
@@ -283,6 +298,10 @@ def test_the_examples_are_of_the_test_part_and_can_be_labelled(server: Server, t
     Image.fromarray(rows.read([name])[0]).save(tmp_path / "example.png")
     assert shown(tab) == expected(server, tmp_path / "example.png")
     assert tab.inner_text("#name") == f"{name}, true label {sorted(LABELS)[1]}"
+    expect(tab.get_by_text("scratch has not seen them in training.")).to_be_visible()
+    expect(tab.locator("#note")).to_have_text("")
+    tab.select_option("#model", "vgg16")
+    expect(tab.locator("#note")).to_contain_text("vgg16 may have learned from this image")
 
 
 DROP = """(kind, name) => {

@@ -27,7 +27,7 @@ from stages.common.images.decoding import DecodeError
 from stages.common.networks.serialization import load, save
 from stages.common.runtime import paths
 from stages.common.runtime.errors import UserError
-from tests.test_demo import LABELS, SIZE, photograph, project
+from tests.test_demo import LABELS, SIZE, photograph, project, write_lock
 
 
 @pytest.fixture
@@ -140,8 +140,28 @@ def test_without_predictions_or_pixels_there_is_neither_a_record_nor_an_example(
 def test_predictions_of_other_labels_are_not_this_models(here: Path) -> None:
     network, _ = load(paths.model_file("scratch"))
     save(network, paths.model_file("scratch"), LABELS[::-1])
+    write_lock(Path())
     with pytest.raises(UserError, match="models/scratch/predictions.csv: not of the labels of"):
         Models(choices(None)).get(0)
+
+
+def test_predictions_of_an_earlier_model_are_not_this_ones(here: Path) -> None:
+    network, _ = load(paths.model_file("scratch"))
+    network.get_layer("logits").set_weights([1.1 * weights for weights in network.get_layer("logits").get_weights()])
+    save(network, paths.model_file("scratch"), LABELS)
+    offered = Models(choices(None))
+    assert offered.examples() is None
+    assert offered.get(0).record is None
+
+
+def test_of_an_image_that_is_not_in_a_models_test_part_it_says_so(here: Path) -> None:
+    offered = Models(choices(None))
+    examples = offered.examples()
+    assert examples
+    content, name = examples.content(0), examples.shown[0].image
+    assert offered.answer(0, content, name)["note"] is None
+    assert offered.answer(0, content)["note"] is None
+    assert offered.answer(1, content, name)["note"].startswith("vgg16 may have learned from this image")
 
 
 def test_the_record_is_of_the_images_with_such_a_probability(here: Path) -> None:
@@ -173,7 +193,7 @@ class Stub(Models):
     def examples(self) -> None:
         return None
 
-    def answer(self, number: int, content: bytes) -> dict[str, Any]:
+    def answer(self, number: int, content: bytes, example: str | None = None) -> dict[str, Any]:
         return self.say()
 
 

@@ -371,6 +371,18 @@ def test_a_signal_ends_the_process_after_cleanup_with_one_line(tmp_path: Path, n
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_signal_is_told_while_stderr_is_turned_away() -> None:
+    code = "import os\nos.dup2(os.open(os.devnull, os.O_WRONLY), 2)\nos.kill(os.getpid(), 15)"
+    assert run_code(code).stderr.strip() == "stopped by SIGTERM: run again to resume"
+
+
+def test_a_stage_runs_without_stderr(tmp_path: Path) -> None:
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from stages.common.runtime import errors; errors.run(lambda: print(1))"
+    command = f'{sys.executable} -c "$0" 2>&-'
+    ended = subprocess.run(["bash", "-c", command, code], stdout=subprocess.PIPE, text=True, check=True)
+    assert ended.stdout == "1\n"
+
+
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
 def test_a_file_system_without_locks_is_one_line(number: int, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_locks(*arguments: object) -> None:
@@ -415,6 +427,7 @@ def test_keras_starts_without_packages_and_garbage_collection_that_it_does_not_n
         "assert not {'jax', 'sklearn'} & sys.modules.keys()\n"
         "assert gc.get_freeze_count() > 10_000\n"
         "assert gc.isenabled()\n"
+        "import logging\nassert not logging.getLogger('tensorflow').isEnabledFor(logging.WARNING)\n"
         "import jax, sklearn.linear_model",  # not for good
         KERAS_BACKEND="tensorflow",
     )

@@ -210,15 +210,12 @@ def test_a_difference_is_refused_and_leaves_nothing(
     with pytest.raises(UserError, match=message.replace("images,", r"images \(.*\),")):
         run(monkeypatch, *command)
     assert leftovers() == set()
-    old = Path(OUT[name])
-    if name == "saved_model":
-        old.mkdir()
-        old = old / "saved_model.pb"
-    old.write_text("old")
-    with pytest.raises(UserError, match="nothing was written"):
-        run(monkeypatch, *command)
-    assert old.read_text() == "old"
-    assert leftovers() == {OUT[name]}
+    if name != "saved_model":
+        Path(OUT[name]).write_text("old")
+        with pytest.raises(UserError, match="nothing was written"):
+            run(monkeypatch, *command)
+        assert Path(OUT[name]).read_text() == "old"
+        assert leftovers() == {OUT[name]}
 
 
 def test_what_is_no_number_is_refused(workspace: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, Path]) -> None:
@@ -232,13 +229,13 @@ def test_what_is_no_number_is_refused(workspace: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("name", ["onnx", "saved_model"])
-def test_an_export_replaces_an_older_one_and_follows_links(
+def test_an_export_replaces_an_older_file_and_follows_links(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, Path], name: str
 ) -> None:
     Path("deep").mkdir()
     Path(OUT[name]).symlink_to(f"deep/{OUT[name]}")
-    for kind in ("scratch", "scratch"):
-        run(monkeypatch, "--model", files[kind], "--format", name, OUT[name])
+    for _ in range(2 if name == "onnx" else 1):
+        run(monkeypatch, "--model", files["scratch"], "--format", name, OUT[name])
     assert Path(OUT[name]).is_symlink()
     assert [path.name for path in Path("deep").iterdir()] == [OUT[name]]
     assert described(name, Path(OUT[name]))["labels"] == LABELS
@@ -250,10 +247,9 @@ def test_an_export_replaces_an_older_one_and_follows_links(
         ("onnx", "a.keras", r"OUT is 'a.keras'; expected the name of a file that ends in .onnx"),
         ("litert", "out.onnx", r"expected the name of a file that ends in .tflite"),
         ("onnx", "folder.onnx", r"expected the name of a file that ends in .onnx"),
-        ("saved_model", "folder.onnx", r"a folder with photo.jpg in it; expected a new name"),
+        ("saved_model", "folder.onnx", r"a folder with photo.jpg in it; expected a new name, or an empty folder"),
         ("hub", "folder.onnx", r"a folder with photo.jpg in it; expected a new name"),
-        ("saved_model", "file", "could not write file: Not a directory"),
-        ("onnx", "file/out.onnx", "could not write file/out.onnx: (Not a directory|File exists)"),
+        ("saved_model", "file", "OUT is 'file', a file; expected a new name for a folder"),
     ],
 )
 def test_a_place_that_is_not_for_it_is_noticed_before_the_model_is_loaded(
@@ -289,6 +285,32 @@ def test_what_a_converter_can_not_take_is_one_line(
     with pytest.raises(UserError, match="scratch.keras as litert: can't be exported .unsupported ops: SomeOp"):
         run(monkeypatch, "--model", files["scratch"], "--format", "litert", "out.tflite")
     assert leftovers() == set()
+
+
+def test_a_full_disk_is_named(workspace: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, Path]) -> None:
+    def full(*_: Any) -> None:
+        raise RuntimeError("{{function_node}} /tmp/variables; File too large [Op:SaveV2]")
+
+    monkeypatch.setitem(formats.FORMATS, "litert", formats.FORMATS["litert"]._replace(write=full))
+    with pytest.raises(UserError, match=r"could not write .*out.tflite, or a temporary .*: File too large; free disk"):
+        run(monkeypatch, "--model", files["scratch"], "--format", "litert", "out.tflite")
+
+
+def test_a_place_that_can_not_be_written_is_named(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, Path]
+) -> None:
+    Path("file").write_text("mine")
+    with pytest.raises(UserError, match="could not write file/out.onnx: (Not a directory|File exists)"):
+        run(monkeypatch, "--model", files["scratch"], "--format", "onnx", "file/out.onnx")
+    assert Path("file").read_text() == "mine"
+
+
+def test_onnxruntime_leaves_no_identifier_of_the_machine(tmp_path: Path) -> None:
+    code = "import stages.common.export.formats, onnxruntime"
+    places = {name: str(tmp_path) for name in ("XDG_CACHE_HOME", "TMPDIR")}
+    environment = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"} | places
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
+    assert list(tmp_path.rglob("*")) == []
 
 
 def test_a_model_in_bfloat16_becomes_float32_and_says_so(
@@ -340,6 +362,8 @@ def write_locks(name: str, data: str = DATA, **parameters: Any) -> None:
             "params": {"params.yaml": {"split": {"group": "video"}}},
             "outs": [entry(paths.SPLIT)],
         },
+        "sample": {"params": {"params.yaml": {"sample": {"images": 160}}}},
+        "chunked-resize": {"params": {"params.yaml": {"resize": {"size": 32}}}},
     }
     model, predictions = paths.model_file(name), paths.predictions(name)
     trained = {
@@ -473,13 +497,32 @@ def test_a_card_with_results_of_something_else_is_refused(
 
 
 @pytest.mark.usefixtures("trained")
-def test_a_clone_of_a_hub_is_not_replaced(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_card_that_may_have_been_edited_is_not_replaced(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub_folder(monkeypatch)
-    hub_folder(monkeypatch)
-    Path("hub/.git").mkdir()
-    with pytest.raises(UserError, match=r"a folder with .git in it; expected a new name"):
+    with pytest.raises(UserError, match=r"a folder with README.md in it; expected a new name"):
         hub_folder(monkeypatch)
-    assert {path.name for path in Path("hub").iterdir()} == {*card.CONTENT, ".git"}
+
+
+@pytest.mark.usefixtures("trained")
+def test_a_card_names_all_that_makes_the_model_again(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_locks("scratch", scratch={"refit": True})
+    for command in (["init"], ["add", "params.yaml"], ["commit", "-m", "Parameters"]):
+        settings = ("-c", "user.name=Test", "-c", "user.email=test@example.org")
+        subprocess.run(["git", *settings, *command], check=True, capture_output=True)
+    Path("params.yaml").write_text("edited: true")
+    text = (hub_folder(monkeypatch) / "README.md").read_text(encoding="utf-8")
+    assert re.search("commit `[0-9a-f]{40}-dirty`", text)
+    assert "resize:\n  size: 32" in text or "resize.size: 32" in text
+    assert "images: 160" in text
+    assert "after all choices it learned from both together" in text
+
+
+@pytest.mark.usefixtures("trained")
+@pytest.mark.parametrize("content", ["", "<<<<<<< HEAD\nstages:\n"])
+def test_a_damaged_lock_file_is_named(workspace: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+    paths.LOCKS[0].write_text(content)
+    with pytest.raises(UserError, match="^dvc.lock: not a lock file of DVC .*; resolve the conflict, or git checkout"):
+        hub_folder(monkeypatch)
 
 
 # The example of docs/export.md, for which there are only ONNX Runtime, NumPy and Pillow.

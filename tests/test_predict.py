@@ -243,7 +243,7 @@ def test_many_images_are_summarised_and_the_table_has_each(
     table = pd.read_csv("out.csv")
     assert len(table) == predict.LISTED + 2
     assert dict(line.rsplit(": ", 1) for line in captured.out.splitlines()) == {
-        label: f"{count} images" for label, count in table["prediction"].value_counts().items()
+        label: f"{count} image{'s' * (count != 1)}" for label, count in table["prediction"].value_counts().items()
     }
     assert "photos/3.jpg: skipped" in captured.err
     assert "22 images labelled, 1 skipped" in captured.err

@@ -87,7 +87,8 @@ class Demo:
 
     def _answer(self, model: int, example: int | None, content: bytes) -> dict[str, Any]:
         if example is not None and self.examples:
-            content = self.examples.content(example)
+            name = self.examples.shown[example].image
+            return self.models.answer(model, self.examples.content(example), name)
         return self.models.answer(model, content)
 
 

@@ -46,6 +46,8 @@ function send(file) {
     asking?.abort();
     asking = null;
     part("wait").hidden = true;
+    part("result").hidden = true;
+    last = null;
     fail(`${file.name}: ${(file.size / 1e6).toFixed(1)} MB; expected at most ${MAX_BYTES / 1e6} MB`);
   } else ask(file.name, "", file, null);
 }
@@ -69,6 +71,7 @@ function show(name, label, answer) {
   else part("heat-map").src = answer.heat_map;
   part("heat-map").alt = answer.heat_map === null ? "" : `The photograph with a heat map of the evidence for ${best.label}`;
   part("why").textContent = answer.why_no_heat_map;
+  part("note").textContent = answer.note ?? "";
   part("labels").replaceChildren(...answer.labels.map((each, place) => row(each, place === 0 ? answer.share_correct : null)));
   part("record").textContent = answer.record ?? "";
   part("result").hidden = false;

@@ -11,6 +11,7 @@ from stages.common.demo.record import Examples, Record
 from stages.common.explanation.heat_maps import Explained, explained, heat_maps
 from stages.common.explanation.overlay import overlay
 from stages.common.explanation.pictures import photograph
+from stages.common.export.metadata import made_its_predictions
 from stages.common.images.decoding import decode
 from stages.common.networks.model_file import load_labels
 from stages.common.prediction.classifier import for_inference, load_classifier
@@ -20,6 +21,7 @@ from stages.common.runtime.backend import keras
 from stages.common.runtime.errors import UserError
 
 LABELS = 5  # shown
+LEARNED = "{} may have learned from this image: it is not known to be in its test part."
 QUALITY = 90  # of JPEGs that the page shows
 
 
@@ -39,6 +41,10 @@ class Loaded(NamedTuple):
     why_no_parts: str
     record: Record | None
     lock: threading.Lock
+
+    def tested_on(self, image: str) -> bool:
+        """Whether an image is known to be in the test part of this model."""
+        return self.record is not None and image in set(self.record.table["image"])
 
 
 def choices(name: str | None) -> list[Choice]:
@@ -84,8 +90,8 @@ class Models:
         record = _record(self.offered[0])
         return Examples(record.table) if record and any(paths.RESIZED.glob("*.h5")) else None
 
-    def answer(self, number: int, content: bytes) -> dict[str, Any]:
-        """What a model says of the content of an image file, as the page needs it.
+    def answer(self, number: int, content: bytes, example: str | None = None) -> dict[str, Any]:
+        """What a model says of the content of an image file, as the page needs it; `example`: the name of the image.
 
         The file is written for the decoder, into a folder that no other user of the machine can read, and removed.
 
@@ -112,6 +118,7 @@ class Models:
             "photograph": _picture(shown),
             "heat_map": None if heat is None else _picture(overlay(shown, heat)),
             "why_no_heat_map": model.why_no_parts,
+            "note": None if example is None or model.tested_on(example) else LEARNED.format(self.offered[number].name),
         }
 
 
@@ -136,8 +143,10 @@ def _load(choice: Choice) -> Loaded:
 
 
 def _record(choice: Choice) -> Record | None:
-    path = paths.predictions(choice.known) if choice.known else None
-    return Record(path) if path and path.is_file() else None
+    # Of an earlier model, or another split, they would tell nothing of this one.
+    if choice.known and made_its_predictions(choice.known):
+        return Record(paths.predictions(choice.known))
+    return None
 
 
 def _picture(pixels: np.ndarray) -> str:

@@ -19,12 +19,11 @@ from stages.common.export.metadata import MIT, PROJECT, RESEARCH, Origin, commit
 from stages.common.prediction.classifier import Classifier
 from stages.common.runtime import paths
 from stages.common.runtime.errors import UserError
-from stages.common.runtime.files import new_folder
+from stages.common.runtime.files import destination, new_folder
 from stages.common.runtime.parameters import auto_weights, flatten
 from stages.common.runtime.tracked import md5
 
 README, LABELS = "README.md", "labels.json"
-CONTENT = frozenset({README, LABELS, paths.MODEL_FILE})
 MPII_SITE = "http://human-pose.mpi-inf.mpg.de"
 
 # The hub's names; `other` needs a name and a link.
@@ -63,7 +62,7 @@ def write(classifier: Classifier, out: Path) -> str:
 
     Args:
         classifier: a model that was trained here.
-        out: as `writing.target` returns it.
+        out: as the user named it; links are followed.
 
     Returns:
         What was written, as one line.
@@ -81,7 +80,7 @@ def write(classifier: Classifier, out: Path) -> str:
             f"{classifier.file}: its data, split or predictions are not those that dvc.lock tells of, and a card has its "
             "results; expected a model that was trained here: run dvc repro"
         )
-    card = _card(classifier, origin)
+    card, out = _card(classifier, origin), destination(out)
     with new_folder(out) as folder:
         shutil.copyfile(classifier.file, folder / paths.MODEL_FILE)
         labels = json.dumps(classifier.labels, indent=2, ensure_ascii=False)
@@ -89,7 +88,7 @@ def write(classifier: Classifier, out: Path) -> str:
         (folder / README).write_text(card, encoding="utf-8")
         if md5(folder / paths.MODEL_FILE) != md5(classifier.file):
             raise UserError(f"{classifier.file} changed while it was copied; run this again")
-    return f"export: {out.name}: {', '.join(sorted(CONTENT))}; licence: {licence_of(origin)}; nothing was pushed"
+    return f"export: {out.name}: {', '.join(sorted((README, LABELS, paths.MODEL_FILE)))}; licence: {licence_of(origin)}; nothing was pushed"
 
 
 def _is(path: Path, digest: str) -> bool:
@@ -123,6 +122,7 @@ def _card(classifier: Classifier, origin: Origin) -> str:
         data=data,
         train=parts.get("train", 0),
         validation=parts.get("validation", 0),
+        refit=parameters.get(f"{origin.name}.refit", False),
         backbone=_start(origin, licence),
         licence=licence,
         name=origin.name,

@@ -17,6 +17,9 @@ from stages.common.runtime.backend import keras
 from stages.common.runtime.errors import UserError
 from stages.common.runtime.workers import available_cores
 
+# ONNX Runtime for Linux writes an identifier of the machine to the user's cache when it is imported, and collects telemetry.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 # From images, (n, size, size, 3) uint8 with any n, to probabilities, (n, labels) float32.
 Run = Callable[[np.ndarray], np.ndarray]
 OPSET = 18  # the newest that tf2onnx writes
@@ -29,14 +32,12 @@ class Format(NamedTuple):
 
     Attributes:
         suffix: of its file's name; empty: it is a folder.
-        content: the names in its folder.
         packages: by backend of Keras, the modules that write and run it, with their packages; a missing backend can't.
         write: writes a model that `exportable` made, and metadata, to a path: of an empty folder, or with the suffix.
         start: starts the engine on a written file or folder.
     """
 
     suffix: str
-    content: frozenset[str]
     packages: dict[str, dict[str, str]]
     write: Callable[[keras.Model, Path, dict[str, Any]], None]
     start: Callable[[Path], Run]
@@ -46,7 +47,7 @@ def _write_saved_model(model: keras.Model, folder: Path, metadata: dict[str, Any
     archive = keras.export.ExportArchive()
     if keras.backend.backend() == "jax":
         archive.track(model)  # on TensorFlow each weight would be in the file twice
-    archive.add_endpoint("serve", lambda images: model(images, training=False), [_signature(model)])
+    archive.add_endpoint("serve", lambda images: {OUTPUT: model(images, training=False)}, [_signature(model)])
     archive.write_out(str(folder), verbose=False)
     extra = folder / "assets.extra"  # TensorFlow's name for what a program beside it may read
     extra.mkdir()
@@ -57,7 +58,7 @@ def _write_saved_model(model: keras.Model, folder: Path, metadata: dict[str, Any
 def _start_saved_model(folder: Path) -> Run:
     # By name, as the code of models must not use TensorFlow: here it is the engine that the format is made for.
     loaded = importlib.import_module("tensorflow").saved_model.load(str(folder))
-    return lambda images: np.asarray(loaded.serve(images))
+    return lambda images: np.asarray(loaded.serve(images)[OUTPUT])
 
 
 def _write_onnx(model: keras.Model, path: Path, metadata: dict[str, Any]) -> None:
@@ -157,17 +158,13 @@ _ONNX = {"onnx": "onnx", "onnxruntime": "onnxruntime"}
 FORMATS = {
     "onnx": Format(
         ".onnx",
-        frozenset(),
         {"tensorflow": _ONNX | {"tf2onnx": "tf2onnx"}, "jax": _ONNX | {"jax2onnx": "jax2onnx==0.17.1"}},
         _write_onnx,
         _start_onnx,
     ),
-    "litert": Format(
-        ".tflite", frozenset(), {"tensorflow": {"ai_edge_litert": "ai-edge-litert"}}, _write_litert, _start_litert
-    ),
+    "litert": Format(".tflite", {"tensorflow": {"ai_edge_litert": "ai-edge-litert"}}, _write_litert, _start_litert),
     "saved_model": Format(
         "",
-        frozenset({"assets", "assets.extra", "fingerprint.pb", "saved_model.pb", "variables"}),
         {backend: {"tensorflow": "tensorflow"} for backend in ("tensorflow", "jax")},
         _write_saved_model,
         _start_saved_model,

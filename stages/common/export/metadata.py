@@ -9,11 +9,12 @@ from stages.common.images.layout import has_annotation_file
 from stages.common.prediction.classifier import Classifier
 from stages.common.runtime import paths
 from stages.common.runtime.backend import keras
+from stages.common.runtime.errors import UserError, short
 from stages.common.runtime.parameters import MODELS, parse_yaml
 from stages.common.runtime.tracked import md5
 
 PROJECT = "What are they doing? Activities in photographs"
-RESIZING = "Lanczos, of the upright RGB photograph to a square, without keeping its proportions"
+RESIZING = "Lanczos, of the upright RGB photograph (8 bits, transparency on white) to a square, without keeping its proportions"
 RESEARCH, MIT, UNKNOWN = "research use only", "MIT", "unknown: that of the photographs that the model learned from"
 
 
@@ -36,14 +37,15 @@ class Origin(NamedTuple):
 
 
 def origin_of(file: Path) -> Origin | None:
-    """How the model in `file` was made; None if it is not the one that the dvc.lock files tell of."""
+    """How the model in `file` was made; None if it is not the one that the dvc.lock files tell of.
+
+    Raises:
+        UserError: a dvc.lock file can't be read.
+    """
     names = [name for name in MODELS if file.resolve() == paths.model_file(name).resolve()]
     if not names:
         return None
-    (name,), stages = names, {}
-    for lock in paths.LOCKS:
-        if lock.exists():
-            stages.update(parse_yaml(lock.read_bytes())["stages"])
+    (name,), stages = names, _stages()
     try:
         train, split, annotate = stages[f"train-{name}"], stages["split"], stages["annotate"]
         chain = (
@@ -53,13 +55,48 @@ def origin_of(file: Path) -> Origin | None:
         )
         if any(one != other for one, other in chain):
             return None
-        used = {}
-        for stage in (split, stages.get(f"features-{name}", {}), train):
-            used.update(stage.get("params", {}).get(str(paths.PARAMETERS), {}))
         data = str(annotate["params"][str(paths.PARAMETERS)]["data"])
+        before = ["sample"] if _is_sample(data) else []
+        used = {}
+        for stage in (
+            *before,
+            "annotate",
+            "split",
+            "chunked-resize",
+            f"pretrain-{name}",
+            f"features-{name}",
+            f"train-{name}",
+        ):
+            used.update(stages.get(stage, {}).get("params", {}).get(str(paths.PARAMETERS), {}))
     except (KeyError, StopIteration):
         return None
     return Origin(name, data, used, chain[1][0], _predictions(stages.get(f"infer-{name}", {}), name, md5(file)))
+
+
+def made_its_predictions(name: str) -> bool:
+    """Whether the dvc.lock files say that the model of this name made the predictions of the test part that are there.
+
+    Raises:
+        UserError: a dvc.lock file can't be read.
+    """
+    file, predictions = paths.model_file(name), paths.predictions(name)
+    if not (file.is_file() and predictions.is_file()):
+        return False
+    return _predictions(_stages().get(f"infer-{name}", {}), name, md5(file)) == md5(predictions)
+
+
+def _stages() -> dict[str, Any]:
+    """What the dvc.lock files say of each stage."""
+    stages: dict[str, Any] = {}
+    for lock in paths.LOCKS:
+        if lock.exists():
+            try:
+                stages.update(parse_yaml(lock.read_bytes())["stages"])
+            except (ValueError, TypeError, KeyError) as error:
+                raise UserError(
+                    f"{lock}: not a lock file of DVC ({short(error)}); resolve the conflict, or git checkout {lock}"
+                ) from error
+    return stages
 
 
 def _predictions(infer: dict[str, Any], name: str, model: str) -> str:
@@ -79,12 +116,16 @@ def licence_of(origin: Origin | None) -> str:
     if origin is None:
         return UNKNOWN
     data = Path(origin.data)
-    if data.resolve() == Path(paths.SAMPLE).resolve():
+    if _is_sample(origin.data):
         own = origin.parameters.get("weights", "auto") in ("auto", "imagenet", "random") and not _learned_extra(origin)
         return MIT if own else UNKNOWN
     if data.resolve() == Path(paths.MPII).resolve() or (data.is_dir() and has_annotation_file(data)):
         return RESEARCH
     return UNKNOWN
+
+
+def _is_sample(data: str) -> bool:
+    return Path(data).resolve() == Path(paths.SAMPLE).resolve()
 
 
 def _learned_extra(origin: Origin) -> bool:
@@ -113,8 +154,8 @@ def describe(classifier: Classifier) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit of the current folder's repository."""
-    command = ["git", "rev-parse", "HEAD"]
+    """The commit of the current folder's repository, with -dirty if tracked files have changed since."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     try:
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError:  # no git

@@ -1,6 +1,8 @@
 """A model to a file or folder outside the project: first beside its place, compared with Keras, then renamed."""
 
 import os
+import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,29 +18,29 @@ from stages.common.runtime.errors import UserError, is_system_fault, short
 from stages.common.runtime.files import destination, new_file, new_folder, write_error
 
 
-def target(path: Path, suffix: str, content: frozenset[str]) -> Path:
-    """Where an export for `path` is written: links are followed.
+def check_place(path: Path, suffix: str) -> None:
+    """Refuse a place that is not for an export, before anything is loaded or made.
 
     Args:
         path: what the user named.
         suffix: that its name must have; empty: it is a folder.
-        content: the names that a folder may have in it to be replaced.
 
     Raises:
-        UserError: another suffix, a folder in place of a file or the reverse, a folder with other files, or a place that
-            can't be written.
+        UserError: another suffix, a folder in place of a file or the reverse, or a folder that has something in it, which
+            may be the user's.
     """
     place = Path(os.path.realpath(path))
     try:
         if suffix and (place.is_dir() or place.suffix != suffix):
             raise UserError(f"OUT is {str(path)!r}; expected the name of a file that ends in {suffix}")
-        if not suffix and place.exists():
-            others = sorted(each.name for each in place.iterdir() if each.name not in content)
-            if others:
-                raise UserError(f"OUT is {str(path)!r}, a folder with {others[0]} in it; expected a new name")
+        if not suffix and place.is_file():
+            raise UserError(f"OUT is {str(path)!r}, a file; expected a new name for a folder")
+        if not suffix and place.exists() and (found := sorted(each.name for each in place.iterdir())):
+            raise UserError(
+                f"OUT is {str(path)!r}, a folder with {found[0]} in it; expected a new name, or an empty folder"
+            )
     except OSError as error:
         raise write_error(path, error) from error
-    return destination(path)
 
 
 def export(classifier: Classifier, name: str, out: Path) -> str:
@@ -47,7 +49,7 @@ def export(classifier: Classifier, name: str, out: Path) -> str:
     Args:
         classifier: the model.
         name: one of `FORMATS`.
-        out: as `target` returns it.
+        out: as the user named it; links are followed.
 
     Returns:
         What was written and how it differs, as one line.
@@ -57,12 +59,13 @@ def export(classifier: Classifier, name: str, out: Path) -> str:
     """
     form = FORMATS[name]
     check(name)
+    out = destination(out)
     images, what = images_to_compare(classifier.model.input_shape[1])
     own = expected_of(classifier.model, images)
     expected = own if is_float32(classifier.model) else expected_of(in_float32(classifier.model), images)
     metadata = describe(classifier)
     with _temporary(out, form) as temporary:
-        with _one_line(f"{classifier.file} as {name}"), quiet():
+        with _one_line(f"{classifier.file} as {name}", out), quiet():
             form.write(exportable(classifier.model), temporary, metadata)
             found = compare(form.start(temporary), images, expected)
         if not found.difference <= LIMIT:  # NaN is no difference that is small enough
@@ -97,8 +100,12 @@ def _temporary(out: Path, form: Format) -> Iterator[Path]:
             named.unlink(missing_ok=True)
 
 
+# What converters' own errors say of a full disk, or of a quota.
+FULL = re.compile("No space left on device|File too large|Disk quota exceeded", re.IGNORECASE)
+
+
 @contextmanager
-def _one_line(what: str) -> Iterator[None]:
+def _one_line(what: str, out: Path) -> Iterator[None]:
     """What converters and engines raise for a model that they can't take, as a `UserError`."""
     try:
         yield
@@ -107,6 +114,11 @@ def _one_line(what: str) -> Iterator[None]:
     except Exception as error:
         if is_system_fault(error):
             raise
+        if full := FULL.search(str(error)):
+            raise UserError(
+                f"could not write {out}, or a temporary file in {tempfile.gettempdir()}: {full[0]}; free disk space or set "
+                "TMPDIR, then run again"
+            ) from error
         raise UserError(f"{what}: can't be exported ({short(error, 300)}); DEBUG=1 shows more") from error
 
 

@@ -108,7 +108,8 @@ def dimensions(path: Path) -> tuple[int, int]:
         warnings.simplefilter("ignore")
         with Image.open(path, formats=FORMATS) as file:
             width, height = file.size
-            return (height, width) if _orientation(file) in TURNED else (width, height)
+            turned = _orientation(file) in TURNED and file.format != "TIFF"  # of which Pillow gives the upright size
+            return (height, width) if turned else (width, height)
 
 
 def _check_size(image: Image.Image, limit: int) -> None:

@@ -99,13 +99,8 @@ def pretrain(
     # The views have the size after `pool`, so that nothing is averaged again.
     side = size // network.pool
     learner = encoder(side, 1, network.filters)
-    model = with_expander(learner, side)
     views = Views(rows, images, side, how.batch_size, Strength(how.min_area, how.colour), seed)
-    rate = keras.optimizers.schedules.CosineDecay(how.learning_rate, max(1, how.epochs * len(views)))
-    # As functions they would be made within the first step, which TensorFlow would then trace twice.
-    metrics = [keras.metrics.MeanMetricWrapper(each, each.__name__) for each in (invariance, covariance, spread)]
-    model.compile(keras.optimizers.AdamW(rate, WEIGHT_DECAY), VICReg(), metrics=metrics)
-    model.optimizer.build(model.trainable_variables)
+    model = _compiled(learner, side, how.learning_rate, how.epochs * len(views))
     done, path = Done(), folder / f"{PHASE}.npz"
     if restored := restore(model, path, stage, _checked):
         done, _ = restored
@@ -115,13 +110,8 @@ def pretrain(
     total = how.epochs * len(views)
     with progress(total, stage, "batch", initial=len(done.epochs) * len(views), disable=not is_first()) as bar:
         for epoch in range(len(done.epochs), how.epochs):
-            start, sums = time.perf_counter(), dict.fromkeys(("loss", "invariance", "covariance", "spread"), 0.0)
-            for batch in views.epoch(epoch):
-                *inputs, unused = own_rows(*batch, np.zeros((len(batch.pixels), 1), np.float32))
-                seen = model.train_on_batch(inputs, unused, return_dict=True)
-                sums = {key: value + float(seen[key]) for key, value in sums.items()}
-                bar.update()
-            row = {"epoch": epoch + 1} | {key: value / len(views) for key, value in sums.items()}
+            start = time.perf_counter()
+            row = {"epoch": epoch + 1} | _run_epoch(model, views, epoch, bar.update)
             _check(row, stage)
             bar.write(f"{stage}: epoch {epoch + 1}: loss {row['loss']:.3f}, embeddings' deviation {row['spread']:.3f}")
             show(row)
@@ -131,6 +121,28 @@ def pretrain(
     result = encoder(size, network.pool, network.filters)
     result.set_weights(learner.get_weights())
     return result, done
+
+
+def _compiled(learner: keras.Model, side: int, learning_rate: float, steps: int) -> keras.Model:
+    """`learner` with its expander, ready for `steps` steps of VICReg."""
+    model = with_expander(learner, side)
+    rate = keras.optimizers.schedules.CosineDecay(learning_rate, max(1, steps))
+    # As functions they would be made within the first step, which TensorFlow would then trace twice.
+    metrics = [keras.metrics.MeanMetricWrapper(each, each.__name__) for each in (invariance, covariance, spread)]
+    model.compile(keras.optimizers.AdamW(rate, WEIGHT_DECAY), VICReg(), metrics=metrics)
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def _run_epoch(model: keras.Model, views: Views, epoch: int, advance: Callable[[], object]) -> dict[str, float]:
+    """Train on all views of an epoch; the means over its batches of the loss and the metrics."""
+    sums = dict.fromkeys(("loss", "invariance", "covariance", "spread"), 0.0)
+    for batch in views.epoch(epoch):
+        *inputs, unused = own_rows(*batch, np.zeros((len(batch.pixels), 1), np.float32))
+        seen = model.train_on_batch(inputs, unused, return_dict=True)
+        sums = {key: value + float(seen[key]) for key, value in sums.items()}
+        advance()
+    return {key: value / len(views) for key, value in sums.items()}
 
 
 def with_expander(learner: keras.Model, side: int) -> keras.Model:

@@ -1,6 +1,7 @@
 """Keras, imported in one place: deterministic, and without the start-up messages of the libraries below it."""
 
 import gc
+import logging
 import os
 import platform
 import signal
@@ -105,6 +106,9 @@ except (OSError, SystemError, MemoryError) as error:
         f"Keras can't be imported: {error}; free disk space, set TMPDIR to a folder that can be written, or raise the "
         "memory limit (ulimit -v)"
     )
+
+# TensorFlow warns of calls with batches of several sizes, which are meant.
+logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 # The networks are written for these, whatever the user's keras.json says.
 keras.config.set_image_data_format("channels_last")

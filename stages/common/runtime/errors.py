@@ -30,6 +30,10 @@ SYSTEM_FAULTS = {
 }
 
 
+# The terminal, also while stderr is turned away from it.
+_terminal = 2
+
+
 class UserError(Exception):
     """What was expected, what was received and how to fix it, in one line."""
 
@@ -40,6 +44,8 @@ def run(main: Callable[[], None]) -> None:
     A signal that asks to stop ends the process with one line, after cleanup, and exit code 128 + its number. A second
     signal ends it at once.
     """
+    global _terminal
+    _terminal = os.dup(2) if sys.stderr else 2  # it may be closed
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not know a character of a file's name
     for number in STOP_SIGNALS:
@@ -93,5 +99,5 @@ def printable(text: str) -> str:
 def _stop(number: int, frame: FrameType | None) -> None:
     for each in STOP_SIGNALS:
         signal.signal(each, signal.SIG_DFL)
-    os.write(2, f"\nstopped by {signal.Signals(number).name}: run again to resume\n".encode())
+    os.write(_terminal, f"\nstopped by {signal.Signals(number).name}: run again to resume\n".encode())
     sys.exit(128 + number)
