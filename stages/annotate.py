@@ -89,7 +89,9 @@ def main() -> None:
     kept = present(found.table, layout.images_folder(data))
     if (file := data / groups.GROUPS).exists():
         kept, unknown = groups.merge(kept, file)
-        print(f"annotate: {file}: the images of a group are not divided; {unknown} that are not in the data: skipped")
+        print(
+            f"annotate: {file}: the images of a group are not divided; skipped {unknown} rows of images that are not in the data"
+        )
     numbers = {"layout": found.kind, **counts(found.table, kept, found.skipped.total())}
     write_csv(paths.ANNOTATIONS, kept)
     write_json(paths.ANNOTATE_METRICS, numbers)

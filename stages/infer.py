@@ -84,9 +84,9 @@ def _model(name: str, section: Scratch | Pretrained, path: Path) -> Model:
     from stages.common.runtime.backend import device
 
     whole, labels = load(path)
-    stored = isinstance(section, Pretrained) and not section.fine_tune_epochs
-    model = head_of(whole) if stored else whole
-    folder, dataset = (paths.features(name), "maps") if stored else (paths.RESIZED, "pixels")
+    model, folder, dataset = whole, paths.RESIZED, "pixels"
+    if isinstance(section, Pretrained) and not section.fine_tune_epochs:
+        model, folder, dataset = head_of(whole), paths.features(name), section.features
     return Model(model.predict_on_batch, model.input_shape[1:], labels, device(), folder, dataset)
 
 

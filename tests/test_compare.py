@@ -248,6 +248,7 @@ def test_markdown_is_a_table_in_which_names_are_data(repository: Repository) -> 
         (["broken"], "error: broken: its metrics or plots/labels.csv are not as dvc repro writes them"),
         (["above"], "error: above: its metrics or plots/labels.csv are not as dvc repro writes them"),
         (["nan"], "error: nan: its metrics or plots/labels.csv are not as dvc repro writes them"),
+        (["few"], "error: few: its metrics or plots/labels.csv are not as dvc repro writes them"),
         (["mixed"], "error: mixed: metrics/evaluation.json does not belong to models/vgg16/predictions.csv"),
     ],
 )
@@ -260,6 +261,7 @@ def test_what_can_not_be_compared_is_one_line(repository: Repository, arguments:
         ("broken", "{}"),
         ("above", scores.read_text().replace('"accuracy": 0.9', '"accuracy": 90')),
         ("nan", scores.read_text().replace('"accuracy": 0.9', '"accuracy": NaN')),
+        ("few", scores.read_text().replace('"accuracy": 0.9', '"other": 0.9')),
         ("mixed", scores.read_text().replace('"accuracy": 0.9', '"accuracy": 0.8')),
     ):
         scores.write_text(text)

@@ -27,7 +27,7 @@ from stages.common.backbones.catalog import NETWORKS, find
 from stages.common.dataset import chunks
 from stages.common.evaluation.predictions import prediction_table
 from stages.common.evaluation.summary import summary
-from stages.common.export import card, formats, graph, metadata, verify, writing
+from stages.common.export import formats, graph, metadata, verify, writing
 from stages.common.images.decoding import decode
 from stages.common.networks.heads import make_head
 from stages.common.networks.model_file import FEATURES
@@ -491,7 +491,7 @@ def test_a_card_with_results_of_something_else_is_refused(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, edited: Path
 ) -> None:
     edited.write_text(edited.read_text() + "\n")
-    with pytest.raises(UserError, match="not those that dvc.lock tells of"):
+    with pytest.raises(UserError, match="do not match dvc.lock"):
         hub_folder(monkeypatch)
     assert not Path("hub").exists()
 

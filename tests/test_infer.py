@@ -2,16 +2,18 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from stages import features, infer, train
+from stages.common.backbones.backbone import backbone
 from stages.common.dataset import chunks
 from stages.common.networks.scratch import scratch
 from stages.common.networks.serialization import load, save
-from stages.common.runtime import paths
+from stages.common.runtime import parameters, paths
 from stages.common.runtime.backend import keras
 from stages.common.runtime.errors import UserError
 from stages.train import with_probabilities
@@ -116,6 +118,31 @@ def test_features_give_the_same_as_the_whole_model_on_the_images(
         table = run("backbone", monkeypatch)
         assert f"infer-backbone: {dataset} of 6 test images" in capsys.readouterr().out
         np.testing.assert_allclose(table[LABELS], expected, atol=tolerance)
+
+
+@pytest.mark.slow
+def test_a_head_that_is_trained_on_pooled_features_is_inferred_from_them(
+    images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As architecture.md says how to add one: its name, and the features that it takes."""
+    expected = train_on_features("softmax", monkeypatch).predict_on_batch(images)
+    monkeypatch.setitem(parameters.FEATURES, "conv", "pooled")
+    set_parameters(Path("params.yaml"), {"backbone.head": "conv"})
+    np.testing.assert_allclose(run("backbone", monkeypatch)[LABELS], expected, atol=2e-3)
+
+
+@pytest.mark.usefixtures("images")
+def test_features_that_are_not_finite_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: Any) -> keras.Model:
+        network = backbone(*arguments)
+        layer = next(layer for layer in network.layers if isinstance(layer, keras.layers.Conv2D))
+        layer.set_weights([np.full_like(weights, np.nan) for weights in layer.get_weights()])
+        return network
+
+    monkeypatch.setattr(features, "backbone", broken)
+    with pytest.raises(UserError, match="features of 00000.h5 are not finite; these weights do not fit the backbone"):
+        make_features(monkeypatch)
+    assert not paths.features("backbone").exists()
 
 
 @pytest.mark.usefixtures("images")

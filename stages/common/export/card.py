@@ -77,8 +77,8 @@ def write(classifier: Classifier, out: Path) -> str:
         or not _is(paths.predictions(origin.name), origin.predictions)
     ):
         raise UserError(
-            f"{classifier.file}: its data, split or predictions are not those that dvc.lock tells of, and a card has its "
-            "results; expected a model that was trained here: run dvc repro"
+            f"{classifier.file}: its data, split or predictions do not match dvc.lock, and a card has its results; "
+            "expected a model that was trained here: run dvc repro"
         )
     card, out = _card(classifier, origin), destination(out)
     with new_folder(out) as folder:

@@ -43,7 +43,7 @@ def lock(stage: str) -> Iterator[None]:
             ) from error
         except OSError as error:  # NFS without a lock service, Lustre without the mount option flock
             raise UserError(
-                f"{path}: this file system has no locks ({error.strerror}); mount it with locks, or work in a folder on another"
+                f"{path}: this file system has no locks ({error.strerror}); mount it with locks, or move the clone to a file system with locks"
             ) from error
         with suppress(OSError):  # on a full disk the lock still holds, without a name in it
             file.truncate(0)
