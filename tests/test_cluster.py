@@ -11,15 +11,19 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import CancelledError
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from queue import SimpleQueue
+from types import SimpleNamespace
 
 import pytest
 from dask import config
 
-from stages.common.runtime import cluster, paths, remote
+from stages.common.runtime import cluster, connection, paths, remote
 from stages.common.runtime.errors import UserError
 from tests.conftest import ROOT, TINY, extract_features, pretrained_section, set_parameters
 
@@ -51,6 +55,15 @@ os.replace = last
     "no repository": HIDE.replace("PART", f"{ROOT}/stages"),
     "no chunks": HIDE.replace("PART", ".resized.resume"),
     "no photographs": HIDE.replace("PART", ".jpg"),
+    # One in the middle, which this user may not read.
+    "a photograph": """
+import os
+access = os.access
+def other(path, *arguments, **options):
+    folder, name = os.path.split(path)
+    return not (name.endswith(".jpg") and sorted(os.listdir(folder))[80] == name) and access(path, *arguments, **options)
+os.access = other
+""",
     "old Python": """
 from distributed import versions
 host = versions.get_system_info
@@ -201,7 +214,7 @@ def error(process: subprocess.Popen[str]) -> str:
     shown = process.communicate(timeout=60)[0]
     assert process.returncode == 1, shown
     assert "Traceback" not in shown
-    (line,) = [line for line in shown.splitlines() if line and "chunked-resize: " not in line]
+    (line,) = [line for line in shown.splitlines() if line.strip() and "chunked-resize: " not in line]
     assert line.startswith("error: ")
     return line
 
@@ -252,6 +265,52 @@ def test_an_address_where_no_scheduler_answers_is_one_line_after_some_seconds(st
         address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
         assert f"no Dask scheduler answers at {address} (TimeoutError); start it, " in stage.fail(address)
     assert time.monotonic() - start < 15
+
+
+def test_another_kind_of_server_is_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def greet() -> None:
+            with suppress(OSError):
+                while True:
+                    server.accept()[0].sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+
+        threading.Thread(target=greet, daemon=True).start()
+        address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(
+            UserError, match=f"no Dask scheduler answers at {address} .another kind of server.; start it"
+        ):
+            cluster.agreed("features", address, platform.node)
+
+
+def test_a_wrong_configuration_of_dask_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / ".config/dask").mkdir(parents=True)
+    (tmp_path / ".config/dask/ours.yaml").write_text("scheduler-address: [tcp\n")
+    with pytest.raises(subprocess.CalledProcessError) as ended:
+        asked(tmp_path)
+    assert "UserError: Dask's configuration can't be read" in ended.value.stderr
+    with (
+        config.set({"distributed.scheduler.no-workers-timeout": "2x"}),
+        pytest.raises(UserError, match="no-workers-timeout is '2x'; expected a time, such as 60"),
+    ):
+        connection.patience()
+
+
+def test_a_scheduler_that_dies_while_the_stage_starts_is_one_line(dask: Dask, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dead(*arguments: object, **options: object) -> None:
+        raise OSError("Timed out trying to connect")
+
+    monkeypatch.setattr("distributed.Client", dead)
+    with pytest.raises(UserError, match="no Dask scheduler answers at .*Timed out trying to connect"):
+        cluster.agreed("features", dask.address, platform.node)
+    with pytest.raises(CancelledError):
+        cluster._next(SimpleNamespace(status="closed", scheduler_info=dict), SimpleQueue(), dask.address)
+
+
+def test_a_worker_that_may_not_read_a_photograph_is_refused(dask: Dask, stage: Stage) -> None:
+    """Alone it would skip it, as one that can't be decoded."""
+    with dask.another("a photograph"):
+        assert re.search(r"does not see .*\.jpg as the stage does; share this folder", stage.fail(dask.address))
 
 
 def test_two_workers_one_of_which_is_killed_write_the_bytes_of_the_local_run(

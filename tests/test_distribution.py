@@ -251,19 +251,41 @@ def test_processes_can_be_stopped(ready: Path) -> None:
     assert "stopped by SIGTERM: run again to resume" in both.log(0)
 
 
-def test_an_environment_without_the_address_is_one_line(ready: Path) -> None:
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, "coordinator_address should be defined"),
+        (
+            {"KERAS_DISTRIBUTION_JOB_ADDRESSES": "host", "KERAS_DISTRIBUTION_PROCESS_ID": "0"},
+            "list index out of range; expected",
+        ),
+    ],
+)
+def test_an_environment_without_a_whole_address_is_one_line(
+    ready: Path, variables: dict[str, str], expected: str
+) -> None:
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
         "KERAS_BACKEND": "jax",
         "KERAS_DISTRIBUTION_NUM_PROCESSES": "2",
+        **variables,
     }
     ended = subprocess.run(WITHOUT_TENSORFLOW, cwd=ready, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
-    assert ended.stderr.startswith(
-        "error: the processes did not find each other: coordinator_address should be defined"
-    )
+    assert ended.stderr.startswith(f"error: the processes did not find each other: {expected}")
+    assert "(addresses as HOST:PORT)" in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
+
+
+def test_a_port_in_use_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("KERAS_DISTRIBUTION_JOB_ADDRESSES", f"localhost:{port},other:1")
+        distribution._check_port()  # of another process
+        monkeypatch.setenv("KERAS_DISTRIBUTION_PROCESS_ID", "0")
+        with pytest.raises(UserError, match=f"port {port} of KERAS_DISTRIBUTION_JOB_ADDRESSES can't be used: Address"):
+            distribution._check_port()
 
 
 @pytest.mark.parametrize("variable", ["KERAS_DISTRIBUTION_NUM_PROCESSES", "SLURM_STEP_NUM_TASKS"])

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from stages.common.runtime import paths
-from stages.common.runtime.parameters import MODELS, PRETRAINED
+from stages.common.runtime.parameters import MODELS, PRETRAINED, Resize
 from tests.conftest import ROOT, Clone, make_clone
 from tests.test_hub import preset
 
@@ -213,6 +213,8 @@ def test_a_stage_lists_exactly_the_parameters_that_it_reads(name: str) -> None:
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("values", "parameters.load()")
     }
     read = {key for attr in attrs for key in READ_BY.get(attr, {attr})}
+    if "resize" in read:
+        read = read - {"resize"} | {f"resize.{key}" for key in Resize.model_fields}
     if name in ("report", "cross-validate"):
         read |= {"${model}"}  # the chosen model's section, whole
     if name.startswith("train-"):
@@ -229,6 +231,23 @@ def test_a_stage_lists_exactly_the_parameters_that_it_reads(name: str) -> None:
     if name == "features-backbone":  # the others have one network
         read |= {"backbone.name"}
     assert set(stage.get("params", [])) == read
+
+
+def keys(values: Any) -> set[str]:
+    """The keys of a mapping and of those in it."""
+    return set(values) | {key for each in values.values() for key in keys(each)} if isinstance(values, dict) else set()
+
+
+@pytest.mark.parametrize("name", sorted(STAGES))
+def test_no_parameter_is_omitted_from_the_key_of_the_run_cache(name: str) -> None:
+    """DVC omits `size` and `nfiles` at any depth, but not in a dotted name. What has `persist` is not in the run cache."""
+    values = yaml.safe_load((ROOT / paths.PARAMETERS).read_text(encoding="utf-8"))
+    stage = STAGES[name]
+    if all(isinstance(out, dict) and next(iter(out.values())).get("persist") for out in stage.get("outs", [])):
+        return
+    for listed in stage.get("params", []):
+        assert isinstance(listed, str)
+        assert not keys(values.get(listed)) & {"size", "nfiles"}, listed
 
 
 def waits(name: str) -> bool:

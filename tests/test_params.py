@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from stages import params
-from stages.common.runtime import parameters
+from stages.common.dataset import chunks
+from stages.common.runtime import parameters, paths
 from stages.common.runtime.errors import UserError
 from tests.conftest import ROOT, Clone, set_parameters
 
@@ -260,6 +261,15 @@ def test_what_a_network_or_a_head_cannot_do_is_refused_before_any_work(
     set_parameters(Path("params.yaml"), {key: value})
     with pytest.raises(UserError, match=expected):
         params.main()
+
+
+@pytest.mark.slow
+def test_another_size_is_resized_and_a_wrong_one_refused(clone: Clone) -> None:
+    """Also by an experiment after the first run, which DVC could take from its cache."""
+    clone.run("dvc", "repro", "chunked-resize")
+    clone.run("dvc", "exp", "run", "-S", "resize.size=64", "chunked-resize")
+    assert chunks.Rows(clone.path / paths.RESIZED, "pixels").shape == (64, 64, 3)
+    assert "resize.size is -5" in clone.run("dvc", "exp", "run", "-S", "resize.size=-5", "chunked-resize", ok=False)
 
 
 @pytest.mark.slow

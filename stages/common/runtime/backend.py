@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from stages.common.runtime.errors import fail
+from stages.common.runtime.workers import available_cores
 
 # Read when TensorFlow is loaded. The same inputs give the same bits on one machine, also on a GPU.
 os.environ.setdefault("TF_DETERMINISTIC_OPS", "1")
@@ -133,7 +134,7 @@ def device() -> str:
     processes = f" in {shared.num_processes} processes" if shared and shared.num_processes > 1 else ""
     if kinds == ["CPU"]:
         count = f"{len(devices())} " if len(devices()) > 1 else ""
-        return f"{count}CPU{processes} ({_processor()}, {os.cpu_count()} cores; {versions})"
+        return f"{count}CPU{processes} ({_processor()}, {available_cores()} cores; {versions})"
     return f"{len(devices())} {' and '.join(kinds)}{processes} ({versions})"
 
 

@@ -2,14 +2,17 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+from tqdm import tqdm
+from yaml import YAMLError
+
 from stages.common.runtime.connection import connected, no_workers, patience, workers_of
-from stages.common.runtime.errors import UserError
+from stages.common.runtime.errors import UserError, short
 from stages.common.runtime.remote import size
 from stages.common.runtime.resuming import sources, versions
 
@@ -29,6 +32,10 @@ def address() -> str | None:
         return None  # who has no configuration does not wait for the import
     try:
         import dask.config
+    except (ValueError, YAMLError) as error:
+        raise UserError(
+            f"Dask's configuration can't be read ({short(error)}); correct DASK_CONFIG or the files in ~/.config/dask"
+        ) from error
     except ImportError as error:
         if "DASK_SCHEDULER_ADDRESS" not in os.environ:
             return None
@@ -50,12 +57,13 @@ def run(
 ) -> None:
     """`jobs.run` on the cluster of the scheduler at `address`."""
     with connected(address) as client:
-        print(f"{stage}: on {workers_of(client)} of {address}", flush=True)
-        entry, expected = _entry(), _expected(needs)
+        tqdm.write(f"{stage}: on {workers_of(client)} of {address}")  # above the progress bar
+        entry, (*same, sizes) = _entry(), _expected(needs)
         finished: SimpleQueue[Any] = SimpleQueue()
         futures: dict[Any, Path] = {}
         for piece, arguments in jobs.items():
-            future = client.submit(entry, *expected, _name(function), arguments, pure=False)
+            seen = sizes | _sizes(path for path in _paths(arguments) if path != piece)
+            future = client.submit(entry, *same, seen, _name(function), arguments, pure=False)
             futures[future] = piece
             future.add_done_callback(finished.put)
         while futures:
@@ -101,6 +109,8 @@ def _next(client: "Client", finished: SimpleQueue[Any], address: str) -> Any:
         try:
             return finished.get(timeout=1)
         except Empty:
+            if client.status != "running":
+                raise CancelledError from None
             states = {worker["status"] for worker in client.scheduler_info()["workers"].values()}
             waited = 0 if "running" in states else waited + 1
             if waited >= patience():
@@ -120,8 +130,20 @@ def _told(error: Exception, piece: Path | None = None, dead: str = "") -> Except
 def _expected(needs: Iterable[Path]) -> tuple[Any, ...]:
     """What a worker must have: this code, this folder, and files as large as here."""
     root = Path(__file__).resolve().parents[3]
-    sizes = {str(path): size(path) for path in needs if path.exists()}
-    return str(root), str(Path.cwd()), sources(), versions(), sizes
+    return str(root), str(Path.cwd()), sources(), versions(), _sizes(needs)
+
+
+def _sizes(files: Iterable[Path]) -> dict[str, int | None]:
+    return {str(path): size(path) for path in files if path.exists()}
+
+
+def _paths(value: Any) -> Iterator[Path]:
+    """The paths in the arguments of a job."""
+    if isinstance(value, Path):
+        yield value
+    elif isinstance(value, dict | tuple):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _paths(each)
 
 
 def _name(function: Callable[..., Any]) -> tuple[str, str]:

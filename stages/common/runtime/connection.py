@@ -34,7 +34,10 @@ def connected(address: str) -> Iterator["Client"]:
     _check_answer(address)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", VersionMismatchWarning)  # the versions that matter are checked
-        client = Client(address, timeout=ANSWER, set_as_default=False)
+        try:
+            client = Client(address, timeout=ANSWER, set_as_default=False)
+        except OSError as error:
+            raise _no_answer(address, error) from error
     try:
         _wait_for_workers(client, address)
         _check_versions(client)
@@ -58,11 +61,17 @@ def _check_answer(address: str) -> None:
 
     try:
         asyncio.run(asyncio.wait_for(ask(), ANSWER))
-    except (OSError, TypeError, ValueError) as error:
-        raise UserError(
-            f"no Dask scheduler answers at {address} ({short(error)}); start it, correct DASK_SCHEDULER_ADDRESS, or unset it "
-            "to run on this machine"
-        ) from error
+    except (OSError, TypeError, ValueError, MemoryError) as error:
+        raise _no_answer(address, error) from error
+
+
+def _no_answer(address: str, error: BaseException) -> UserError:
+    # What another server says first is read as a length, perhaps an impossible one.
+    reason = "another kind of server" if isinstance(error, MemoryError) else short(error)
+    return UserError(
+        f"no Dask scheduler answers at {address} ({reason}); start it, correct DASK_SCHEDULER_ADDRESS, or unset it "
+        "to run on this machine"
+    )
 
 
 def _wait_for_workers(client: "Client", address: str) -> None:
@@ -78,7 +87,12 @@ def patience() -> float:
     from dask.utils import parse_timedelta
 
     told = dask.config.get("distributed.scheduler.no-workers-timeout", None)
-    return NO_WORKERS if told is None else float(parse_timedelta(told))
+    try:
+        return NO_WORKERS if told is None else float(parse_timedelta(told))
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"Dask's distributed.scheduler.no-workers-timeout is {told!r}; expected a time, such as 60 or 2 minutes"
+        ) from error
 
 
 def no_workers(address: str) -> UserError:

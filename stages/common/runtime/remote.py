@@ -42,7 +42,10 @@ def work(
         module, name = function
         if refusal := _other_code(code, libraries) or _not_shared(Path(folder), sizes):
             raise UserError(f"the worker process {os.getpid()} on {platform.node()} {refusal}")
-        return getattr(import_module(module), name)(*(_below(Path(folder), argument) for argument in arguments))
+        try:
+            return getattr(import_module(module), name)(*(_below(Path(folder), argument) for argument in arguments))
+        except UserError as error:  # a full disk, for example, of which machine?
+            raise UserError(f"on {platform.node()}: {error}") from error
 
 
 def _other_code(code: dict[str, str], libraries: dict[str, str]) -> str | None:
@@ -69,10 +72,13 @@ def _not_shared(folder: Path, sizes: dict[str, int]) -> str | None:
 
 
 def size(path: Path) -> int | None:
-    """Bytes of a file; -1 for a folder; None if there is nothing."""
-    if path.is_dir():
-        return -1
-    return path.stat().st_size if path.exists() else None
+    """Bytes of a file; -1 for a folder; None if there is nothing that this process may read."""
+    try:
+        if path.is_dir():
+            return -1
+        return path.stat().st_size if os.access(path, os.R_OK) else None
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return None
 
 
 def _below(folder: Path, value: Any) -> Any:

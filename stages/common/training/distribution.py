@@ -8,6 +8,7 @@ import atexit
 import json
 import os
 import re
+import socket
 import sys
 import zlib
 from collections import Counter
@@ -109,10 +110,12 @@ def _join() -> None:
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM, and go on
     keras.utils.set_random_seed(0)  # else Keras lets the processes agree on one, which fails with unequal devices
     try:
+        _check_port()
         keras.distribution.initialize()
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, IndexError) as error:
         raise UserError(
-            f"the processes did not find each other: {short(error)}; expected {VARIABLES} in each, or srun: docs/cluster.md"
+            f"the processes did not find each other: {short(error)}; expected {VARIABLES} (addresses as HOST:PORT) in each, "
+            "or srun: docs/cluster.md"
         ) from error
     counts = Counter(each.process_index for each in jax.devices())
     if len(set(counts.values())) > 1:
@@ -120,6 +123,21 @@ def _join() -> None:
             f"the processes have {', '.join(map(str, counts.values()))} devices; expected as many in each: set "
             "CUDA_VISIBLE_DEVICES"
         )
+
+
+def _check_port() -> None:
+    # JAX would end with a segmentation fault.
+    addresses = os.environ.get("KERAS_DISTRIBUTION_JOB_ADDRESSES")
+    if not addresses or os.environ.get("KERAS_DISTRIBUTION_PROCESS_ID") != "0":
+        return
+    port = int(addresses.split(",")[0].rsplit(":", 1)[1])
+    try:
+        socket.create_server(("", port)).close()
+    except OSError as error:
+        raise UserError(
+            f"port {port} of KERAS_DISTRIBUTION_JOB_ADDRESSES can't be used: {error.strerror}; end the earlier process 0, or "
+            "choose another port"
+        ) from error
 
 
 def share_out() -> None:
