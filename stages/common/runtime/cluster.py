@@ -9,7 +9,6 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
-from yaml import YAMLError
 
 from stages.common.runtime.connection import connected, no_workers, patience, workers_of
 from stages.common.runtime.errors import UserError, short
@@ -30,6 +29,8 @@ def address() -> str | None:
     variables = {"DASK_SCHEDULER_ADDRESS", "DASK_CONFIG"} & os.environ.keys()
     if not variables and not any(Path(place).exists() for place in places):
         return None  # who has no configuration does not wait for the import
+    from yaml import YAMLError
+
     try:
         import dask.config
     except (ValueError, YAMLError) as error:
