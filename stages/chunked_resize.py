@@ -127,38 +127,43 @@ def _further(folder: Path) -> dict[str, Path]:
     """The image files of `pretrain.extra` by name.
 
     Raises:
-        UserError: a link to a folder, or a name that a text file can't hold.
+        UserError: no image in a folder of the user, or one that can't be read, or what `layout.scan` refuses.
     """
     key = f"pretrain.extra is {str(folder)!r}"
-    for link in (path for path in [folder, *folder.rglob("*")] if path.is_symlink() and path.is_dir()):
+    try:
+        found, skipped = layout.scan(folder)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
+    others = ", ".join(f"{count} {kind}" for kind, count in skipped.most_common() if kind != "hidden")
+    if not found and folder.resolve() != paths.EXTRA.resolve():
         raise UserError(
-            f"{key}: {link} is a link to a folder, behind which DVC notices no changes; expected a real folder"
+            f"{key}, which has no image ({others or 'no file'}); expected {', '.join(sorted(layout.SUFFIXES))}"
         )
-    found = list(layout.image_files(folder))
-    if bad := [path for path in found if layout.has_control_characters(str(path))]:
-        raise UserError(f"{key}: the name {str(bad[0])!r} has control characters or is not UTF-8: rename it")
-    print(f"{UNLABELLED.stage}: {len(found)} further images in {folder}")
+    print(f"{UNLABELLED.stage}: {len(found)} further images in {folder}" + (f"; skipped {others}" if others else ""))
     return {f"{chunks.EXTRA}{path}": folder / path for path in found}
 
 
 def _run(job: Job, files: dict[str, Path], how: parameters.Resize) -> None:
     with resumable(job.out, code(), how.size, how.chunk, list(files), fingerprint(files.values())) as folder:
         bad = resize(files, how.size, how.chunk, folder, available_cores(), job.stage)
-        if bad and (len(bad) == len(files) or len(bad) > how.max_bad * len(files)):
+        # A folder of any photographs may have any number of bad ones.
+        own, bad_own = ({name for name in names if not name.startswith(chunks.EXTRA)} for names in (files, bad))
+        if bad_own and (len(bad_own) == len(own) or len(bad_own) > how.max_bad * len(own)):
             raise UserError(
-                f"{len(bad)} of {len(files)} images can't be decoded ({'; '.join(_listed(bad))}); expected at most the "
-                f"fraction resize.max_bad = {how.max_bad}: repair or remove them, or raise it"
+                f"{len(bad_own)} of {len(own)} images can't be decoded ({'; '.join(_listed(bad, files))}); expected at most "
+                f"the fraction resize.max_bad = {how.max_bad}: repair or remove them, or raise it"
             )
         with new_folder(job.out) as out:
             publish(folder.glob("*.h5"), out)
         write_json(job.metrics, {"images": len(files) - len(bad), "bad": len(bad), "bad_images": bad})
     print(f"{job.stage}: {len(files) - len(bad)} images of {how.size}x{how.size} in {job.out}")
-    for line in _listed(bad):
+    for line in _listed(bad, files):
         print(f"{job.stage}: warning: skipped {line}")
 
 
-def _listed(bad: dict[str, str], limit: int = 10) -> Iterator[str]:
-    yield from (f"{name}: {reason}" for name, reason in list(bad.items())[:limit])
+def _listed(bad: dict[str, str], files: dict[str, Path], limit: int = 10) -> Iterator[str]:
+    for name, reason in list(bad.items())[:limit]:
+        yield f"{files[name] if name.startswith(chunks.EXTRA) else name}: {reason}"
     if len(bad) > limit:
         yield f"and {len(bad) - limit} more"
 

@@ -31,10 +31,10 @@ def _run(section: SelfSupervised, how: Pretrain, seed: int) -> None:
     rows = Rows(paths.RESIZED, "pixels", paths.UNLABELLED)
     with reading(paths.PRETRAINING_LIST):
         listed = paths.PRETRAINING_LIST.read_text(encoding="utf-8").split("\n")[:-1]
-    images = images_to_learn_from(rows, listed)
+    images = images_to_learn_from(rows, listed, STAGE)
     print(f"{STAGE}: {len(images)} images, on {device()}")
     inputs = fingerprint(file for folder in (paths.RESIZED, paths.UNLABELLED) for file in sorted(folder.iterdir()))
-    depends = seed, section.pool, section.filters, how.model_dump(), images, inputs
+    depends = seed, section.pool, section.filters, how.model_dump(exclude={"extra"}), images, inputs
     with resumable(STAGE, paths.ENCODER, code(), device(), *depends) as folder:
         show = [live_curves()] if is_first() else []
         encoder, done = pretrain(rows, images, section, how, seed, STAGE, folder, *show)

@@ -108,7 +108,7 @@ def with_budget(table: pd.DataFrame, budget: int, seed: int) -> pd.DataFrame:
     )
 
 
-def counts(table: pd.DataFrame, few: list[str]) -> dict[str, object]:
+def counts(table: pd.DataFrame, few: list[str]) -> dict[str, int]:
     """The stage's metrics: images a part, labels, and what could not be split."""
     labelled = table[is_labelled(table)]
     return {
@@ -141,14 +141,15 @@ def main() -> None:
         (paths.PRETRAINING_LIST, pretraining),
     ):
         write_text(path, "".join(f"{name}\n" for name in names))
-    write_json(paths.SPLIT_METRICS, counts(table, few))
+    numbers = counts(table, few)
+    write_json(paths.SPLIT_METRICS, numbers)
     given = sorted(set(annotations.loc[is_labelled(table), "part"]) - {""}, key=PARTS.index)
-    _show(table, values.split, given, few)
+    _show(numbers, int(is_labelled(table).sum()), values.split, given, few)
 
 
-def _show(table: pd.DataFrame, section: parameters.Split, given: list[str], few: list[str]) -> None:
+def _show(numbers: dict[str, int], labelled: int, section: parameters.Split, given: list[str], few: list[str]) -> None:
     """Print what the parts are, which of them the data set gives, and what could not be split."""
-    numbers, budget = counts(table, few), section.labels_per_class
+    budget = section.labels_per_class
     if given:
         rest = [part for part in PARTS[1:] if part not in given]
         drawn = (
@@ -163,7 +164,6 @@ def _show(table: pd.DataFrame, section: parameters.Split, given: list[str], few:
     if budget != "all":
         kept = numbers[PARTS[0]]
         print(f"split: {kept} train images keep their label, at most {budget} of each: the others count as unlabelled")
-    labelled = sum(bool(label) for label in table["label"])
     without = numbers["images_without_video"]
     if section.group == "video" and without:
         which = "no labelled image has a" if without == labelled else f"{without} labelled images have no"

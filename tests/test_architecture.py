@@ -83,6 +83,7 @@ CONVOLUTIONS = {"train-scratch", "train-selfsupervised"}
 RESIZING = {"chunked-resize", "chunked-resize-unlabelled"}
 EVERY_TRAINING = {"cross-validate", *(f"train-{model}" for model in MODELS)}
 EVERY_INFERENCE = {f"infer-{model}" for model in MODELS}
+PRETRAINING = {"cross-validate", "pretrain-selfsupervised", "train-selfsupervised"}
 BACKBONES = {f"features-{model}" for model in PRETRAINED}
 EDITS: dict[str, set[str]] = {
     "stages/common/runtime/errors.py": set(),
@@ -97,13 +98,13 @@ EDITS: dict[str, set[str]] = {
     "stages/common/report/demo.html": set(),
     "stages/common/sample/tables.py": {"sample"},
     "stages/common/annotations/folders.py": {"annotate"},
-    "stages/common/audit/near_copies.py": {"audit"},
-    "stages/common/audit/leak.py": {"audit", "evaluate", "report"},
+    "stages/common/audit/near_copies.py": {"audit", *PRETRAINING},
+    "stages/common/audit/leak.py": {"audit", "evaluate", "report", *PRETRAINING},
     "stages/common/images/decoding.py": {"audit", *RESIZING},
     "stages/common/images/layout.py": {"annotate", "audit", *RESIZING},
     "stages/common/networks/heads.py": HEADS,
     "stages/common/networks/scratch.py": {"cross-validate", "pretrain-selfsupervised", *CONVOLUTIONS},
-    "stages/common/pretraining/vicreg.py": {"cross-validate", "pretrain-selfsupervised", "train-selfsupervised"},
+    "stages/common/pretraining/vicreg.py": PRETRAINING,
     "stages/common/backbones/backbone.py": BACKBONES,
     "stages/common/backbones/batch_norm.py": BACKBONES,
     "stages/common/backbones/efficientnet_lite.py": {"features-backbone"},

@@ -66,7 +66,13 @@ def execute(
     return subprocess.run(
         ["bash", "-c", f"ulimit -f {max_size}; exec {sys.executable} -m stages.{command}"],
         cwd=folder,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1", **environment},
+        env={
+            "PYTHONPATH": str(ROOT),
+            "PATH": "/usr/bin:/bin",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "KERAS_BACKEND": "tensorflow",
+            **environment,
+        },
         capture_output=True,
         text=True,
         check=False,

@@ -385,19 +385,26 @@ def test_a_full_disk_is_one_line_that_names_the_path_and_keeps_finished_work(
 
 
 @pytest.fixture(scope="module")
-def origin(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """A repository in which dvc has run everything up to the training without a break."""
-    clone = make_clone(tmp_path_factory.mktemp("origin") / "origin")
+def before_training(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A repository in which dvc has run everything before the training."""
+    clone = make_clone(tmp_path_factory.mktemp("before") / "clone")
     clone.set(scratch__epochs=12, scratch__patience=12)
     clone.run("git", "commit", "-qam", "More epochs")
+    clone.run("dvc", "repro", "chunked-resize")
+    return clone
+
+
+@pytest.fixture(scope="module")
+def origin(before_training: Clone, tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """One in which dvc has run the training without a break."""
+    clone = Clone(shutil.copytree(before_training.path, tmp_path_factory.mktemp("origin") / "clone", symlinks=True))
     clone.run("dvc", "repro", TRAIN)
     return clone
 
 
 @pytest.fixture
-def clone(origin: Clone, tmp_path: Path) -> Clone:
-    origin.run("git", "clone", "-q", ".", str(tmp_path / "clone"))
-    return Clone(tmp_path / "clone")
+def clone(before_training: Clone, tmp_path: Path) -> Clone:
+    return Clone(shutil.copytree(before_training.path, tmp_path / "clone", symlinks=True))
 
 
 # bash becomes the stage that it runs; dash waits for it, a process between dvc and the stage.

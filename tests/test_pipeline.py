@@ -191,14 +191,14 @@ def test_another_split_does_not_resize(again: Clone) -> None:
 
 def test_queued_experiments_on_two_workers_leave_the_features_of_each_backbone(again: Clone) -> None:
     names = "backbone.name=efficientnet_lite0,mobilenetv2"
-    again.run("dvc", "exp", "run", "--queue", "-S", "model=backbone", "-S", names)
+    again.run("dvc", "exp", "run", "--queue", "evaluate", "-S", "model=backbone", "-S", names)
     again.run("dvc", "queue", "start", "-j", "2")
     end = time.monotonic() + 400
     while time.monotonic() < end:
         states = _states(again)
         if len(states) == 2 and set(states) <= {"Success", "Failed"}:
             break
-        time.sleep(3)
+        time.sleep(1)
     assert states == ["Success"] * 2, again.run("dvc", "queue", "status")
     shown = again.run("python", "-m", "commands.seeds")
     assert {re.split("  +", line)[0] for line in shown.splitlines()[2:]} == {

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -32,7 +31,7 @@ SIDE = 72
 
 
 def numpy_vicreg(first: np.ndarray, second: np.ndarray) -> float:
-    """The pseudocode of the paper's appendix, in NumPy."""
+    """The authors' published code, in NumPy: it halves the variance term over both views."""
 
     def off_diagonal(matrix: np.ndarray) -> Any:
         return (matrix**2).sum() - (np.diagonal(matrix) ** 2).sum()
@@ -182,14 +181,55 @@ def test_the_encoder_is_the_same_whatever_validation_and_test_images_are(
     assert digest() != before
 
 
-def test_copies_of_validation_and_test_images_are_skipped(ready: Path) -> None:
+def test_near_copies_of_validation_and_test_images_are_skipped(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pretrain.main()
+    before = digest()
+    capsys.readouterr()
     names, pixels = chunks.read(paths.RESIZED / "00000.h5", "pixels")
-    test = pixels[names.index("6.jpg")]
-    extra = {"extra//copy.jpg": test, "extra//new.jpg": test + 1}
+    test, validation, train = (pixels[names.index(name)] for name in ("6.jpg", "4.jpg", "0.jpg"))
+    smaller = np.asarray(Image.fromarray(test).resize((60, 60)).resize((SIDE, SIDE)))
+    copies = {"copy": test, "smaller": smaller, "mirrored": validation[:, ::-1], "brighter": train // 2 + 9}
+    extra = {f"extra//{name}.jpg": image for name, image in copies.items()}
     chunks.write(paths.UNLABELLED / "00001.h5", list(extra), {"pixels": np.stack(list(extra.values()))})
-    rows = Rows(paths.RESIZED, "pixels", paths.UNLABELLED)
-    listed = paths.PRETRAINING_LIST.read_text().split()
-    assert pretrainer.images_to_learn_from(rows, listed) == sorted([*listed, "extra//new.jpg"])
+    # An unlabelled one of the data set, too.
+    rewrite(paths.UNLABELLED / "00000.h5", {"41.jpg": test[:, ::-1]})
+    pretrain.main()
+    shown = capsys.readouterr().out
+    assert "pretrain-selfsupervised: skipped 4 near-copies of a validation or test image\n" in shown
+    assert "pretrain-selfsupervised: skipped 1 near-copies of an image of data, in pretrain.extra\n" in shown
+    assert "pretrain-selfsupervised: 27 images, on CPU" in shown
+    assert digest() != before
+    extra["extra//new.jpg"] = np.random.default_rng(7).integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)
+    chunks.write(paths.UNLABELLED / "00001.h5", list(extra), {"pixels": np.stack(list(extra.values()))})
+    chunks._open.cache_clear()
+    pretrain.main()
+    assert "pretrain-selfsupervised: 28 images, on CPU" in capsys.readouterr().out
+
+
+def test_copies_of_test_images_do_not_change_the_encoder(ready: Path) -> None:
+    pretrain.main()
+    before = digest()
+    names, pixels = chunks.read(paths.RESIZED / "00000.h5", "pixels")
+    copies = np.stack([pixels[names.index(name)][:, ::-1] for name in ("6.jpg", "14.jpg")])
+    chunks.write(paths.UNLABELLED / "00001.h5", ["extra//a.jpg", "extra//b.jpg"], {"pixels": copies})
+    pretrain.main()
+    assert digest() == before
+
+
+def test_the_path_of_the_further_folder_is_not_what_the_encoder_depends_on(
+    ready: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(*_: Any) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("stages.pretrain.save", kill)  # of the encoder, after the epochs
+        with pytest.raises(KilledError):
+            pretrain.main()
+    (ready / "moved").mkdir()
+    set_parameters(Path("params.yaml"), {"pretrain.extra": "moved"})
+    pretrain.main()
+    assert "pretrain-selfsupervised: resuming: 3/3 epochs done" in capsys.readouterr().out
 
 
 class KilledError(Exception):
@@ -374,7 +414,8 @@ def test_unlabelled_and_extra_images_are_resized_apart(workspace: Path, monkeypa
     assert json.loads(paths.UNLABELLED_METRICS.read_text())["images"] == 3
     assert not paths.RESIZED.exists()
     paths.UNLABELLED_LIST.write_text("")
-    shutil.rmtree(workspace / "extra/below")
+    paths.EXTRA.mkdir()
+    set_parameters(Path("params.yaml"), {"pretrain.extra": str(paths.EXTRA)})
     run(chunked_resize, "unlabelled", monkeypatch=monkeypatch)
     assert list(Rows(paths.UNLABELLED, "pixels").places) == []
 
@@ -392,8 +433,16 @@ def test_a_link_or_a_name_that_is_no_text_in_the_further_folder_is_one_line(
     ):
         run(chunked_resize, "unlabelled", monkeypatch=monkeypatch)
     (workspace / "extra/linked").unlink()
+    # Thumbnails of a system, which are not looked at.
+    (workspace / "extra/.cache").mkdir()
+    (workspace / "extra/.cache/linked").symlink_to(workspace / "photos")
+    (workspace / "extra/1.heic").touch()
+    with pytest.raises(
+        UserError, match=r"pretrain.extra is 'extra', which has no image \(1 .heic\); expected .*, .jpg, "
+    ):
+        run(chunked_resize, "unlabelled", monkeypatch=monkeypatch)
     Path(os.fsdecode(b"extra/caf\xe9.png")).touch()
-    with pytest.raises(UserError, match=r"pretrain.extra is 'extra': the name .* is not UTF-8: rename it"):
+    with pytest.raises(UserError, match=r"pretrain.extra is 'extra': extra: the name .* is not UTF-8: rename it"):
         run(chunked_resize, "unlabelled", monkeypatch=monkeypatch)
 
 
@@ -432,11 +481,42 @@ def test_folders_of_other_sizes_are_not_mixed(ready: Path) -> None:
 )
 def test_a_further_folder_must_be_apart_from_the_data(workspace: Path, extra: str, reason: str) -> None:
     (workspace / "photos/a").mkdir(parents=True)
-    set_parameters(Path("params.yaml"), {"data": "photos", "pretrain.extra": extra})
+    model = {"model": "selfsupervised" if extra == "absent" else "backbone"}
+    set_parameters(Path("params.yaml"), {"data": "photos", "pretrain.extra": extra, **model})
     with pytest.raises(
         UserError, match=rf"pretrain.extra is '{extra}', which {reason}.*; expected a folder of further"
     ):
         parameters.load()
+
+
+def test_an_absent_further_folder_does_not_stop_other_models(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (workspace / "photos").mkdir()
+    set_parameters(Path("params.yaml"), {"data": "photos", "pretrain.extra": "unplugged", "model": "backbone"})
+    assert parameters.load().pretrain.extra == "unplugged"
+    paths.UNLABELLED_LIST.parent.mkdir()
+    paths.UNLABELLED_LIST.touch()
+    with pytest.raises(UserError, match=r"pretrain.extra is 'unplugged': unplugged: No such file or directory"):
+        run(chunked_resize, "unlabelled", monkeypatch=monkeypatch)
+
+
+def test_bad_files_of_the_further_folder_are_named_and_do_not_count(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (workspace / "photos").mkdir()
+    Image.fromarray(halves(20)).save(workspace / "photos/1.png")
+    Image.fromarray(halves(20)).save(workspace / "extra/good.png")
+    (workspace / "extra/bad.jpg").write_bytes(b"no image")
+    set_parameters(Path("params.yaml"), {"data": "photos", "resize.max_bad": 0.0})
+    paths.UNLABELLED_LIST.parent.mkdir()
+    paths.UNLABELLED_LIST.write_text("1.png\n")
+    run(chunked_resize, "unlabelled", monkeypatch=monkeypatch)
+    assert list(Rows(paths.UNLABELLED, "pixels").places) == ["1.png", "extra//good.png"]
+    assert "chunked-resize-unlabelled: warning: skipped extra/bad.jpg: " in capsys.readouterr().out
+    (workspace / "photos/1.png").write_bytes(b"no image")
+    with pytest.raises(
+        UserError, match=r"1 of 1 images can't be decoded \(1.png: .*; extra/bad.jpg: .*resize.max_bad = 0"
+    ):
+        run(chunked_resize, "unlabelled", monkeypatch=monkeypatch)
 
 
 @pytest.mark.slow

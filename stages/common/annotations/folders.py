@@ -1,8 +1,7 @@
 """Photographs in a folder for each label, in one or two levels, and in folders for given parts above them."""
 
-import os
 from collections import Counter
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
@@ -39,7 +38,7 @@ def read(data: Path) -> Found:
         UserError: no image in a label's folder, parts beside labels, labels that differ in spelling only, or a name that a
             text file can't hold.
     """
-    images, skipped = _scan(data)
+    images, skipped = layout.scan(data, GROUPS)
     parts = _given_parts(data, {path.parts[0] for path in images if len(path.parts) > 1})
     inner = {path: path.parts[1 if path.parts[0] in parts else 0 : -1] for path in images}
     no_folder = [path for path, folders in inner.items() if not folders]
@@ -65,32 +64,6 @@ def read(data: Path) -> Found:
         direct = next(path for path, folders in labelled.items() if len(folders) == 1)
         shown += f"; folders below are no labels, as {direct} is directly in one"
     return Found(table, skipped, "folders", shown)
-
-
-def _scan(data: Path) -> tuple[list[PurePosixPath], Counter[str]]:
-    """The images below `data`, sorted, and what else is there, by suffix."""
-    images: list[PurePosixPath] = []
-    skipped: Counter[str] = Counter()
-
-    def fail(error: OSError) -> None:
-        raise UserError(f"{error.filename}: {error.strerror}; expected a folder that can be read") from error
-
-    for folder, folders, files in os.walk(data, onerror=fail):
-        for name in folders:
-            layout.refuse_linked_folder(Path(folder, name))
-        folders[:] = sorted(name for name in folders if not layout.is_hidden(name))
-        below = PurePosixPath(Path(folder).relative_to(data))
-        for name in sorted(files):
-            path = below / name
-            if str(path) == GROUPS:
-                continue
-            if layout.is_hidden(name) or path.suffix.lower() not in layout.SUFFIXES:
-                skipped["hidden" if layout.is_hidden(name) else path.suffix.lower() or "without suffix"] += 1
-            elif layout.has_control_characters(str(path)):
-                raise UserError(f"{data}: the name {str(path)!r} has control characters or is not UTF-8: rename it")
-            else:
-                images.append(path)
-    return images, skipped
 
 
 def _given_parts(data: Path, folders: set[str]) -> dict[str, str]:

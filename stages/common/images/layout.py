@@ -5,6 +5,7 @@ paths below the data set's folder.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from os import walk
 from pathlib import Path, PurePosixPath
@@ -69,6 +70,37 @@ def image_files(data: Path) -> Iterator[PurePosixPath]:
         )
 
 
+def scan(folder: Path, apart: str = "") -> tuple[list[PurePosixPath], Counter[str]]:
+    """The images below `folder`, sorted, and how many other files are there, by suffix; `apart` is not counted.
+
+    Raises:
+        UserError: a folder that can't be read, a link to a folder, or a name that a text file can't hold.
+    """
+    images: list[PurePosixPath] = []
+    skipped: Counter[str] = Counter()
+
+    def fail(error: OSError) -> None:
+        raise UserError(f"{error.filename}: {error.strerror}; expected a folder that can be read") from error
+
+    refuse_linked_folder(folder)
+    for inner, folders, files in walk(folder, onerror=fail):
+        for name in folders:
+            refuse_linked_folder(Path(inner, name))
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        below = PurePosixPath(Path(inner).relative_to(folder))
+        for name in sorted(files):
+            path = below / name
+            if str(path) == apart:
+                continue
+            if is_hidden(name) or path.suffix.lower() not in SUFFIXES:
+                skipped["hidden" if is_hidden(name) else path.suffix.lower() or "without suffix"] += 1
+            elif has_control_characters(str(path)):
+                raise UserError(f"{folder}: the name {str(path)!r} has control characters or is not UTF-8: rename it")
+            else:
+                images.append(path)
+    return images, skipped
+
+
 def image_folders(data: Path) -> list[str]:
     """The first folders below `data` with images in them, sorted."""
     return sorted({path.parts[0] for path in image_files(data) if len(path.parts) > 1})
@@ -83,8 +115,8 @@ def refuse_linked_folder(path: Path) -> None:
     """Raise a `UserError` if `path` is a link to a folder: DVC does not notice changes of files behind it."""
     if path.is_symlink() and path.is_dir():
         raise UserError(
-            f"{path} is a link to a folder, behind which DVC notices no changes; expected a real folder: copy it, or set "
-            "data to a folder that contains no such link"
+            f"{path} is a link to a folder, behind which DVC notices no changes; expected a real folder: copy it, or "
+            "choose a folder that contains no such link"
         )
 
 

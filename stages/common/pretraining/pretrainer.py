@@ -1,6 +1,5 @@
 """An encoder that learns from images without labels: epochs, checkpoints, and an end when its embeddings collapse."""
 
-import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from stages.common.audit import leak, near_copies
 from stages.common.dataset.chunks import EXTRA, Rows
 from stages.common.networks.scratch import encoder
 from stages.common.pretraining.vicreg import VICReg, covariance, invariance, spread
@@ -38,24 +38,39 @@ class Done:
     seconds: float = 0.0
 
 
-def images_to_learn_from(rows: Rows, listed: list[str]) -> list[str]:
-    """The images among `rows` that are listed, and those of `pretrain.extra`, but no copy of a test or validation image.
+def images_to_learn_from(rows: Rows, listed: list[str], stage: str) -> list[str]:
+    """The images among `rows` that are listed, and those of `pretrain.extra`, but no near-copy of a test or validation image.
 
-    An image that is in neither belongs to the validation or the test part, or to a video of theirs. An image with the same
-    pixels as one of those, and another name, is skipped: photographs of a data set often come from the folder that is now
-    given as `extra`.
+    An image that is in neither belongs to the validation or the test part, or to a video of theirs. Photographs of a data
+    set often come from the folder that is now given as `extra`: near-copies of these, through other near-copies too, are
+    skipped, and in `extra` those of any image of the data set, which would count twice.
 
     Args:
         rows: of the dataset pixels.
         listed: the names in data/pretraining.txt.
+        stage: for messages.
+
+    Returns:
+        Their names, sorted.
     """
-    chosen = {name for name in listed if name in rows} | {name for name in rows.places if name.startswith(EXTRA)}
-    hidden = {_digest(rows, name) for name in rows.places if name not in chosen}
-    return [name for name in sorted(chosen) if _digest(rows, name) not in hidden]
-
-
-def _digest(rows: Rows, name: str) -> bytes:
-    return hashlib.sha256(rows.read([name]).tobytes()).digest()
+    names = sorted(rows.places)
+    extra = np.array([name.startswith(EXTRA) for name in names], bool)
+    chosen = np.isin(names, listed) | extra
+    with progress(len(names), f"{stage}: looked at", "image", disable=not is_first()) as bar:
+        small = near_copies.thumbnails(rows.read, names, bar.update)
+    with progress(len(names), f"{stage}: compared", "image", disable=not is_first()) as bar:
+        group = leak.groups(near_copies.find(small, bar.update), len(names))
+    copies = group >= 0
+    of_hidden = chosen & copies & np.isin(group, group[~chosen])
+    twice = extra & copies & ~of_hidden & np.isin(group, group[~extra])
+    if is_first():
+        for count, of in (
+            (of_hidden.sum(), "a validation or test image"),
+            (twice.sum(), "an image of data, in pretrain.extra"),
+        ):
+            if count:
+                print(f"{stage}: skipped {count} near-copies of {of}")
+    return [name for name, keep in zip(names, chosen & ~of_hidden & ~twice, strict=True) if keep]
 
 
 def pretrain(
@@ -169,8 +184,8 @@ def _check(row: dict[str, float], stage: str) -> None:
     if row["spread"] < MIN_SPREAD:
         raise UserError(
             f"{stage}: collapsed in epoch {row['epoch']}: the embeddings of different images have a standard deviation of "
-            f"{row['spread']:.4f}; expected {MIN_SPREAD} or more, and near 1 at the end: lower pretrain.learning_rate, raise "
-            "pretrain.min_area, or add images that differ"
+            f"{row['spread']:.4f}; expected {MIN_SPREAD} or more: lower pretrain.learning_rate, raise pretrain.min_area, or "
+            "add images that differ"
         )
 
 

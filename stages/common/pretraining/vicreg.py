@@ -39,7 +39,7 @@ def invariance(y_true: Any, y_pred: Any) -> Any:
 
 
 def spread(y_true: Any, y_pred: Any) -> Any:
-    """The mean standard deviation of the dimensions: near 1 as the loss asks, 0.01 if all embeddings are equal."""
+    """The mean standard deviation of the dimensions: the loss pulls it to 1; 0.01 if all embeddings are equal."""
     return ops.mean(deviations(y_pred))
 
 

@@ -60,7 +60,7 @@ def train_fold(
 
     def pretrained(_: Rows) -> keras.Model:
         rows = Rows(paths.RESIZED, "pixels", paths.UNLABELLED)
-        images = images_to_learn_from(rows, without_labels(split))
+        images = images_to_learn_from(rows, without_labels(split), trainer.stage)
         model, _done = pretrain(rows, images, section, how, seed, trainer.stage, trainer.folder)
         return model
 

@@ -261,7 +261,8 @@ def _check_across(parameters: Parameters, path: Path) -> None:
         )
     extra = Path(parameters.pretrain.extra).resolve()
     inside = extra == data or extra in data.parents or data in extra.parents
-    if inside or not (extra.is_dir() or extra == paths.EXTRA.resolve()):
+    # A disk that is not there must not stop the other models.
+    if inside or not (extra.is_dir() or extra == paths.EXTRA.resolve() or parameters.model != "selfsupervised"):
         wrong = "contains data, or is in it" if inside else "is not a folder"
         raise UserError(
             f"{path}: pretrain.extra is {parameters.pretrain.extra!r}, which {wrong}; expected a folder of further "
