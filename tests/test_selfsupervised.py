@@ -195,8 +195,8 @@ def test_near_copies_of_validation_and_test_images_are_skipped(ready: Path, caps
     rewrite(paths.UNLABELLED / "00000.h5", {"41.jpg": test[:, ::-1]})
     pretrain.main()
     shown = capsys.readouterr().out
-    assert "pretrain-selfsupervised: skipped 4 near-copies of a validation or test image\n" in shown
-    assert "pretrain-selfsupervised: skipped 1 near-copies of an image of data, in pretrain.extra\n" in shown
+    assert "pretrain-selfsupervised: skipped as near-copies of validation or test images: 4\n" in shown
+    assert "pretrain-selfsupervised: skipped as near-copies of the data's images, in pretrain.extra: 1\n" in shown
     assert "pretrain-selfsupervised: 27 images, on CPU" in shown
     assert digest() != before
     extra["extra//new.jpg"] = np.random.default_rng(7).integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)

@@ -63,13 +63,9 @@ def images_to_learn_from(rows: Rows, listed: list[str], stage: str) -> list[str]
     copies = group >= 0
     of_hidden = chosen & copies & np.isin(group, group[~chosen])
     twice = extra & copies & ~of_hidden & np.isin(group, group[~extra])
-    if is_first():
-        for count, of in (
-            (of_hidden.sum(), "a validation or test image"),
-            (twice.sum(), "an image of data, in pretrain.extra"),
-        ):
-            if count:
-                print(f"{stage}: skipped {count} near-copies of {of}")
+    for skipped, whose in ((of_hidden, "validation or test images"), (twice, "the data's images, in pretrain.extra")):
+        if skipped.any() and is_first():
+            print(f"{stage}: skipped as near-copies of {whose}: {skipped.sum()}")
     return [name for name, keep in zip(names, chosen & ~of_hidden & ~twice, strict=True) if keep]
 
 
