@@ -7,8 +7,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +14,7 @@ import psutil
 
 from benchmarks.growth import MODEL, ROOT, prepare
 from stages.common.runtime import paths
-from stages.common.runtime.files import read_json
+from tests.cluster import Dask, end
 from tests.conftest import set_parameters
 
 IMAGES = 1_000
@@ -36,54 +34,12 @@ stage. All outputs of a stage had the same bytes.
 """
 
 
-class Cluster:
-    """A scheduler and its workers, as processes."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        file = folder / "scheduler.json"
-        self.scheduler = self._start("scheduler", "--port", "0", "--scheduler-file", str(file))
-        self.address = ""
-        while not self.address:
-            time.sleep(0.1)
-            self.address = read_json(file)["address"] if file.exists() and file.stat().st_size else ""
-
-    def _start(self, *command: str) -> "subprocess.Popen[bytes]":
-        options = ["--host", "127.0.0.1", "--no-dashboard"]
-        with (self.folder / "log.txt").open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "dask", *command, *options], cwd=self.folder, stdout=log, stderr=log
-            )
-
-    @contextmanager
-    def workers(self, count: int) -> Iterator[list[psutil.Process]]:
-        """`count` workers, each of one thread, for a while."""
-        local = ["--local-directory", str(self.folder), "--no-nanny", "--nthreads", "1"]
-        before = self._come()
-        started = [self._start("worker", self.address, *local) for _ in range(count)]
-        try:
-            while self._come() < before + count:
-                time.sleep(0.1)
-            yield [psutil.Process(each.pid) for each in started]
-        finally:
-            for each in started:
-                each.terminate()
-                each.wait()
-
-    def _come(self) -> int:
-        return (self.folder / "log.txt").read_text(encoding="utf-8").count("Register worker")
-
-    def end(self) -> None:
-        self.scheduler.terminate()
-        self.scheduler.wait()
-
-
 def measure(photographs: Path, work: Path) -> pd.DataFrame:
     """One row for each stage and number of workers."""
     folder = work / "few"
     prepare(photographs, folder, IMAGES)
     (work / "dask").mkdir()
-    cluster = Cluster(work / "dask")
+    cluster = Dask(work / "dask")
     try:
         rows = [row for stage in STAGES for row in _stage(stage, folder, cluster, WORKERS, REPETITIONS)]
         shutil.rmtree(folder)
@@ -93,11 +49,11 @@ def measure(photographs: Path, work: Path) -> pd.DataFrame:
         many = _stage("chunked-resize", folder, cluster, (2,), 1)
         return pd.DataFrame(rows + [row | {"stage": f"chunked-resize, {MANY:,} chunks"} for row in many])
     finally:
-        cluster.end()
+        cluster.close()
 
 
 def _stage(
-    stage: str, folder: Path, cluster: Cluster, workers: tuple[int, ...], repetitions: int
+    stage: str, folder: Path, cluster: Dask, workers: tuple[int, ...], repetitions: int
 ) -> list[dict[str, object]]:
     command, out = STAGES[stage]
     seconds: dict[int, list[float]] = {count: [] for count in (0, *workers)}
@@ -107,13 +63,19 @@ def _stage(
     digests = set()
     for _ in range(repetitions):
         for count in seconds:
-            with cluster.workers(count) as processes:
+            started = [cluster.worker() for _ in range(count)]
+            try:
                 before = scheduler.cpu_times()
                 seconds[count].append(_run(command, folder, cluster.address if count else None))
                 after = scheduler.cpu_times()
                 load[count] = after.user + after.system - before.user - before.system
                 of_scheduler[count] = scheduler.memory_info().rss / 1e6
-                memory[count] = max([memory[count], *(each.memory_info().rss / 1e6 for each in processes)])
+                memory[count] = max(
+                    [memory[count], *(psutil.Process(each.pid).memory_info().rss / 1e6 for each in started)]
+                )
+            finally:
+                for each in started:
+                    end(each)
             digests.add(_digest(folder / out))
     if len(digests) != 1:
         raise AssertionError(f"{stage}: the outputs differ")

@@ -3,7 +3,6 @@
 The tests share the scheduler, and are in an order: one ends all workers, the last one the scheduler.
 """
 
-import json
 import os
 import platform
 import re
@@ -15,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from types import SimpleNamespace
@@ -25,6 +24,7 @@ from dask import config
 
 from stages.common.runtime import cluster, connection, paths, remote
 from stages.common.runtime.errors import UserError
+from tests.cluster import Dask, clean_environment, end
 from tests.conftest import ROOT, TINY, extract_features, pretrained_section, set_parameters
 
 pytestmark = pytest.mark.slow
@@ -72,84 +72,6 @@ versions.get_system_info = lambda: host() | {"python": "3.4.1.final.0"}
 }
 
 
-REMOVED = {"PYTHONPATH", "DVC_STAGE", "DASK_SCHEDULER_ADDRESS"}
-
-
-class Dask:
-    """A scheduler, and workers whose folder and path do not have the project."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        (folder / "empty").mkdir()
-        file = folder / "scheduler.json"
-        # Two deaths of workers are the job's fault.
-        self.scheduler = self._start(
-            *("scheduler", "--port", "0", "--scheduler-file", str(file)),
-            DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES="1",
-        )
-        self.address = self._wait_for(file)
-
-    def _start(self, *command: str, **environment: str) -> subprocess.Popen[bytes]:
-        with (self.folder / "log.txt").open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "dask", *command, "--host", "127.0.0.1", "--no-dashboard"],
-                cwd=self.folder / "empty",
-                env=clean_environment() | environment,
-                stdout=log,
-                stderr=log,
-            )
-
-    def _wait_for(self, file: Path) -> str:
-        end = time.monotonic() + 60
-        while not (file.exists() and file.read_text().strip().endswith("}")):
-            assert time.monotonic() < end, (self.folder / "log.txt").read_text()
-            time.sleep(0.02)
-        return str(json.loads(file.read_text())["address"])
-
-    def worker(self, hook: str = "", threads: int = 1) -> subprocess.Popen[bytes]:
-        """Start a worker without a nanny, and wait until it is at the scheduler."""
-        place = self.folder / f"hook {hook}"
-        place.mkdir(exist_ok=True)
-        (place / "sitecustomize.py").write_text(HOOKS.get(hook, ""))
-        before = self._known()
-        process = self._start(
-            *("worker", self.address, "--no-nanny", "--nthreads", str(threads)),
-            *("--local-directory", str(self.folder)),
-            PYTHONPATH=str(place),
-        )
-        end = time.monotonic() + 60
-        while self._known() == before:
-            assert time.monotonic() < end
-            assert process.poll() is None
-            time.sleep(0.05)
-        return process
-
-    def _known(self) -> int:
-        """How many workers have ever come."""
-        return (self.folder / "log.txt").read_text().count("Register worker")
-
-    @contextmanager
-    def another(self, hook: str) -> Iterator[None]:
-        """A worker more, for a while."""
-        process = self.worker(hook)
-        try:
-            yield
-        finally:
-            end(process)
-
-    def close(self) -> None:
-        end(self.scheduler)
-
-
-def clean_environment() -> dict[str, str]:
-    return {key: value for key, value in os.environ.items() if key not in REMOVED}
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.wait()
-
-
 @pytest.fixture(scope="module")
 def dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dask]:
     started = Dask(tmp_path_factory.mktemp("dask"))
@@ -160,7 +82,7 @@ def dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dask]:
 @pytest.fixture(scope="module")
 def worker(dask: Dask) -> subprocess.Popen[bytes]:
     """One that is there for several tests; the last of them ends it."""
-    return dask.worker("mortal")
+    return dask.worker(HOOKS["mortal"])
 
 
 class Stage:
@@ -309,7 +231,7 @@ def test_a_scheduler_that_dies_while_the_stage_starts_is_one_line(dask: Dask, mo
 
 def test_a_worker_that_may_not_read_a_photograph_is_refused(dask: Dask, stage: Stage) -> None:
     """Alone it would skip it, as one that can't be decoded."""
-    with dask.another("a photograph"):
+    with dask.another(HOOKS["a photograph"]):
         assert re.search(r"does not see .*\.jpg as the stage does; share this folder", stage.fail(dask.address))
 
 
@@ -345,13 +267,13 @@ def test_two_workers_one_of_which_is_killed_write_the_bytes_of_the_local_run(
 def test_a_worker_that_could_give_another_result_is_refused_in_one_line(
     dask: Dask, stage: Stage, hook: str, told: str
 ) -> None:
-    with dask.another(hook):
+    with dask.another(HOOKS[hook]):
         assert re.search(told, stage.fail(dask.address))
 
 
 @pytest.mark.usefixtures("worker")
 def test_workers_that_differ_are_refused_in_one_line(dask: Dask) -> None:
-    with dask.another(""):
+    with dask.another():
         assert cluster.agreed("features", dask.address, platform.node) == platform.node()
         with pytest.raises(UserError, match=r"features: the workers of .* differ, .* expected workers of one kind"):
             cluster.agreed("features", dask.address, os.getpid)  # type: ignore[arg-type]
@@ -384,7 +306,7 @@ def test_a_worker_that_runs_older_code_is_refused_in_one_line(dask: Dask, stage:
 def test_a_job_that_ends_every_worker_is_one_line_and_so_are_no_workers(
     dask: Dask, drawn: Path, tmp_path: Path
 ) -> None:
-    dask.worker("mortal")
+    dask.worker(HOOKS["mortal"])
     stage = Stage(tmp_path / "stage", drawn, 1)
     line = stage.fail(dask.address)
     assert re.search(

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from stages.common.runtime import paths
 from tests.conftest import ROOT, TINY, Clone, make_clone, set_parameters
 from tests.test_dvc_yaml import STAGES
 from tests.test_reproducible import md5s
@@ -163,6 +164,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Straight:
     folder = tmp_path_factory.mktemp("straight")
     shutil.copy(ROOT / "params.yaml", folder)
     set_parameters(folder / "params.yaml", PARAMETERS)
+    (folder / paths.EXTRA).mkdir(parents=True)
     seconds: dict[str, float] = {}
     for stage in ORDER:
         started = Started(stage, folder)
