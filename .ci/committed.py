@@ -19,7 +19,7 @@ import pandas as pd
 from stages.common.evaluation.metrics import METRICS, OF_LABELS, Scorer
 from stages.common.evaluation.summary import label_scores
 from stages.common.runtime import paths
-from stages.common.runtime.parameters import parse_yaml
+from stages.common.runtime.plain_yaml import parse_yaml
 
 # What another run of the same model does not reproduce: all of it is time, or where it was spent.
 TIME = ("seconds", "seconds_per_epoch", "images_per_second", "device")

@@ -23,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import committed
 
 from stages.common.runtime import paths
-from stages.common.runtime.parameters import Parameters, Pretrained, parse_yaml
+from stages.common.runtime.parameters import Parameters, Pretrained
+from stages.common.runtime.plain_yaml import parse_yaml
 
 GOALS = ["evaluate", "report"]
 CHECK = "params"  # its output never changes, so no other stage runs because this one has run

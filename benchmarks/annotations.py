@@ -13,7 +13,7 @@ import yaml
 from stages.common.annotations import matlab
 from stages.common.images import layout
 from stages.common.runtime import paths
-from stages.common.runtime.parameters import parse_yaml
+from stages.common.runtime.plain_yaml import parse_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGETS = {"annotate": "<= 12 s on 24,987 rows", "split": "<= 3 s on 24,987 rows"}

@@ -18,7 +18,7 @@ import yaml
 from stages import annotate
 from stages.common.images import layout
 from stages.common.runtime import paths
-from stages.common.runtime.parameters import parse_yaml
+from stages.common.runtime.plain_yaml import parse_yaml
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -22,7 +22,8 @@ from stages.common.networks.heads import make_head
 from stages.common.networks.model_file import FEATURES
 from stages.common.runtime import parameters, paths
 from stages.common.runtime.backend import keras
-from stages.common.runtime.parameters import Pretrained, parse_yaml
+from stages.common.runtime.parameters import Pretrained
+from stages.common.runtime.plain_yaml import parse_yaml
 from stages.common.training.recipe import labelled_parts, phase_of
 from stages.common.training.trainer import Examples, Trainer
 

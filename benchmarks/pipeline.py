@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from stages.common.runtime.parameters import parse_yaml
+from stages.common.runtime.plain_yaml import parse_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ("dvc.yaml", "data/dvc.yaml", "models/dvc.yaml")

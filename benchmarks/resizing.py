@@ -30,7 +30,7 @@ from stages import chunked_resize
 from stages.common.images import decoding, layout
 from stages.common.images.decoding import decode
 from stages.common.runtime import paths
-from stages.common.runtime.parameters import parse_yaml
+from stages.common.runtime.plain_yaml import parse_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 CHUNK = 64

@@ -14,7 +14,8 @@ from benchmarks.__main__ import PARTS, hardware
 from stages.common.comparison.results import Result
 from stages.common.evaluation.bootstrap import Difference
 from stages.common.runtime import paths
-from stages.common.runtime.parameters import Backbone, Pretrained, parse_yaml
+from stages.common.runtime.parameters import Backbone, Pretrained
+from stages.common.runtime.plain_yaml import parse_yaml
 from tests.conftest import ROOT, make_clone
 
 

@@ -14,6 +14,7 @@ from stages import params
 from stages.common.dataset import chunks
 from stages.common.runtime import parameters, paths
 from stages.common.runtime.errors import UserError
+from stages.common.runtime.plain_yaml import parse_yaml
 from tests.conftest import ROOT, Clone, set_parameters
 
 COMMITTED = (ROOT / "params.yaml").read_text(encoding="utf-8")
@@ -147,7 +148,7 @@ def test_floats_are_read_as_dvc_writes_them(tmp_path: Path, text: str) -> None:
 
 @pytest.mark.parametrize("text", ["yes", "no", "on", "off", "y"])
 def test_yes_is_a_string_as_yaml_1_2_says_and_so_refused_where_a_bool_is_expected(tmp_path: Path, text: str) -> None:
-    assert parameters.parse_yaml(f"a: {text}") == {"a": text}
+    assert parse_yaml(f"a: {text}") == {"a": text}
     changed = COMMITTED.replace("  augment: true", f"  augment: {text}")
     with pytest.raises(UserError, match=rf"scratch.augment is '{text}'; it should be a valid boolean"):
         parameters.load(written(tmp_path, changed))
@@ -157,7 +158,7 @@ def test_yes_is_a_string_as_yaml_1_2_says_and_so_refused_where_a_bool_is_expecte
     ("text", "expected"), [("010", 10), ("0o10", 8), ("1:30", "1:30"), ("true", True), ("~", None)]
 )
 def test_other_values_are_read_as_yaml_1_2_says(text: str, expected: Any) -> None:
-    value = parameters.parse_yaml(f"a: {text}")["a"]
+    value = parse_yaml(f"a: {text}")["a"]
     assert value == expected
     assert type(value) is type(expected)
 

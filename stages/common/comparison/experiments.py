@@ -7,7 +7,8 @@ from typing import Any
 
 from stages.common.runtime import paths
 from stages.common.runtime.errors import UserError
-from stages.common.runtime.parameters import MODELS, flatten, parse_yaml
+from stages.common.runtime.parameters import MODELS, flatten
+from stages.common.runtime.plain_yaml import parse_yaml
 from stages.common.runtime.revisions import Reader
 
 SEEDS = ("seed", "split.seed")

@@ -16,7 +16,8 @@ from stages.common.evaluation.metrics import DIGITS, METRICS, Scorer, tally
 from stages.common.evaluation.predictions import occurring_labels, parse_predictions, probabilities_of
 from stages.common.runtime import paths
 from stages.common.runtime.errors import UserError
-from stages.common.runtime.parameters import flatten, parse_yaml
+from stages.common.runtime.parameters import flatten
+from stages.common.runtime.plain_yaml import parse_yaml
 from stages.common.runtime.revisions import Reader
 
 COSTS = {"seconds": float, "parameters": int}

@@ -10,7 +10,8 @@ from stages.common.prediction.classifier import Classifier
 from stages.common.runtime import paths
 from stages.common.runtime.backend import keras
 from stages.common.runtime.errors import UserError, short
-from stages.common.runtime.parameters import MODELS, parse_yaml
+from stages.common.runtime.parameters import MODELS
+from stages.common.runtime.plain_yaml import parse_yaml
 from stages.common.runtime.tracked import md5
 
 PROJECT = "What are they doing? Activities in photographs"

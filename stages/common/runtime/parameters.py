@@ -4,13 +4,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
-from pydantic_core import ErrorDetails, PydanticCustomError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.events import AliasEvent
+from pydantic_core import PydanticCustomError
 
 from stages.common.runtime import paths
 from stages.common.runtime.errors import UserError
+from stages.common.runtime.plain_yaml import first_error, parse_yaml
 
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
@@ -193,22 +191,6 @@ MODELS = _sections(Scratch, SelfSupervised, Pretrained, Backbone)
 PRETRAINED = _sections(Pretrained, Backbone)
 
 
-def parse_yaml(text: str | bytes) -> Any:
-    """Plain values of a YAML 1.2 text, read as dvc reads it; repeated keys and unknown tags are errors.
-
-    Raises:
-        ValueError: it is not YAML, or has an alias. Aliases can expand without bound.
-    """
-    try:
-        if any(isinstance(event, AliasEvent) for event in YAML(typ="safe").parse(text)):
-            raise ValueError("aliases (*name) are not allowed")
-        return YAML(typ="safe").load(text)
-    except (YAMLError, RecursionError) as error:
-        if isinstance(error, MarkedYAMLError):
-            error.note = None  # ruamel's advice on how to allow repeated keys
-        raise ValueError(str(error)) from error
-
-
 def load(path: Path = paths.PARAMETERS) -> Parameters:
     """Read and check params.yaml.
 
@@ -224,12 +206,13 @@ def load(path: Path = paths.PARAMETERS) -> Parameters:
     try:
         parameters = Parameters.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{path}: {_line(_first(error.errors()))}") from error
-    _check_across(parameters, path)
+        raise UserError(f"{path}: {first_error(error, Parameters)}") from error
+    _check_models(parameters, path)
+    _check_data(parameters, path)
     return parameters
 
 
-def _check_across(parameters: Parameters, path: Path) -> None:
+def _check_models(parameters: Parameters, path: Path) -> None:
     if parameters.model not in MODELS:
         raise UserError(f"{path}: model is {parameters.model!r}; allowed are {', '.join(MODELS)}")
     for name in PRETRAINED:
@@ -249,6 +232,9 @@ def _check_across(parameters: Parameters, path: Path) -> None:
         raise UserError(
             f"{path}: weights is {weights!r}; allowed are auto, imagenet, random or an existing weights file"
         )
+
+
+def _check_data(parameters: Parameters, path: Path) -> None:
     data, made_here = Path(parameters.data).resolve(), (paths.SAMPLE, paths.MPII)
     if any(data in Path(folder).resolve().parents for folder in made_here):
         raise UserError(
@@ -268,30 +254,6 @@ def _check_across(parameters: Parameters, path: Path) -> None:
             f"{path}: pretrain.extra is {parameters.pretrain.extra!r}, which {wrong}; expected a folder of further "
             f"photographs, or {paths.EXTRA}"
         )
-
-
-def _first(errors: list[ErrorDetails]) -> ErrorDetails:
-    """A misspelt key is also a missing one: the user wants to see the misspelt one."""
-    return min(errors, key=lambda error: error["type"] != "extra_forbidden")
-
-
-def _line(error: ErrorDetails) -> str:
-    key = ".".join(map(str, error["loc"])) or "the file"
-    if error["type"] == "extra_forbidden":
-        known = ", ".join(_keys(error["loc"][:-1]))
-        return f"{key} is {error['input']!r}; there is no such key; allowed here are {known}"
-    if error["type"] == "missing":
-        return f"{key} is missing; add it (git show HEAD:{paths.PARAMETERS} shows the committed value)"
-    shown = repr(error["input"])
-    received = shown if len(shown) <= 80 else shown[:77] + "..."
-    return f"{key} is {received}; {error['msg'].replace('Input should', 'it should')}"
-
-
-def _keys(location: tuple[int | str, ...]) -> list[str]:
-    section: Any = Parameters
-    for key in location:
-        section = section.model_fields[str(key)].annotation
-    return list(section.model_fields)
 
 
 def auto_weights(network: str, uses_sample: bool) -> str:

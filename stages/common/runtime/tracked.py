@@ -6,7 +6,7 @@ from pathlib import Path
 
 from stages.common.runtime import paths
 from stages.common.runtime.errors import UserError
-from stages.common.runtime.parameters import parse_yaml
+from stages.common.runtime.plain_yaml import parse_yaml
 
 
 def md5(path: Path) -> str:
