@@ -10,13 +10,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+# The default, said aloud: Keras then starts without JAX, which is here for a few tests. Hundreds of stages start.
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+# Read when NumPy is loaded. Two stages at once with two threads each wait for each other: twice the time of a solver.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
-
-# The default, said aloud: Keras then starts without JAX, which is here for a few tests. Hundreds of stages start.
-os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 from stages.common.dataset import chunks
 from stages.common.runtime import paths

@@ -77,7 +77,7 @@ def default(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """The default model, on smaller and fewer images: whole batches, as JAX compiles the network for each size."""
     clone = make_clone(tmp_path_factory.mktemp("default") / "clone")
     clone.set(model="backbone", sample__images=256, backbone__name="efficientnet_lite0")
-    clone.run("dvc", "repro", "evaluate")
+    clone.run("dvc", "repro", "evaluate", OPENBLAS_NUM_THREADS=str(os.cpu_count()))
     return clone
 
 
@@ -87,6 +87,7 @@ def test_the_default_model_has_the_same_scores_on_other_machines(default: Clone,
     features = [(default.path / path).read_bytes() for path in ("data/features/backbone/00000.h5",)]
     command, environment = ELSEWHERE[name]
     for step in (["features", "backbone"], ["train", "backbone"], ["infer", "backbone"], ["evaluate"]):
+        environment = {"OPENBLAS_NUM_THREADS": str(os.cpu_count())} | environment
         default.run(*command, "python", "-m", f"stages.{step[0]}", *step[1:], ok=True, **environment)
     assert {path: (default.path / path).read_bytes() for path in SCORES} == expected
     # On some processors the first three change no bit; if nothing did, this test would compare a run with itself.
