@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -332,7 +333,11 @@ def test_a_photograph_can_be_dropped_or_pasted(
 def test_the_camera_takes_a_photograph_and_is_switched_off(tab: Page) -> None:
     tab.click("#camera")
     expect(tab.locator("#viewfinder")).to_be_visible()
-    tab.wait_for_function("document.querySelector('#video').videoWidth > 0")
+    end = time.monotonic() + 30
+    while not tab.evaluate(
+        "document.querySelector('#video').videoWidth"
+    ):  # `wait_for_function` is against the page's policy
+        assert time.monotonic() < end
     tab.evaluate("window.tracks = document.querySelector('#video').srcObject.getTracks()")
     tab.keyboard.press("Enter")
     assert len(shown(tab)) == 5

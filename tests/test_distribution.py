@@ -18,7 +18,8 @@ from stages.common.runtime.errors import UserError
 from stages.common.training import distribution
 from tests.conftest import ROOT, Clone, set_parameters
 
-# Keras on JAX imports it to set its seed, too, which takes longer than all that these tests need.
+COMMAND = ["python", "-m", "stages.train", "scratch"]
+# Keras on JAX imports it to set its seed, too, which takes longer than what ends before the training.
 WITHOUT_TENSORFLOW = [
     sys.executable,
     "-c",
@@ -163,7 +164,7 @@ def test_two_processes_with_dvc_killed_and_resumed(clone: Clone) -> None:
     model, curves = clone.path / paths.model_file("scratch"), clone.path / paths.curves("scratch")
 
     # Both by hand, and dvc is told.
-    both = Processes(clone.path, [WITHOUT_TENSORFLOW] * 2, [1, 1])
+    both = Processes(clone.path, [COMMAND, COMMAND], [1, 1])
     assert both.wait() == [0, 0], both.log(0) + both.log(1)
     clone.run("dvc", "commit", "-f", "models/dvc.yaml:train-scratch")
     assert "up to date" in clone.run("dvc", "status", "models/dvc.yaml:train-scratch")
@@ -173,14 +174,14 @@ def test_two_processes_with_dvc_killed_and_resumed(clone: Clone) -> None:
 
     # dvc starts process 0; process 1 is killed.
     model.unlink()
-    both = Processes(clone.path, [DVC, WITHOUT_TENSORFLOW], [1, 1])
+    both = Processes(clone.path, [DVC, COMMAND], [1, 1])
     both.wait_for("epoch 2 ")
     both.processes[1].send_signal(signal.SIGKILL)
     assert both.wait()[0] != 0
     assert "train-scratch: another process has ended" in both.log(0)
     assert "Traceback" not in both.log(0)
     assert not model.exists()
-    both = Processes(clone.path, [DVC, WITHOUT_TENSORFLOW], [1, 1])
+    both = Processes(clone.path, [DVC, COMMAND], [1, 1])
     assert both.wait() == [0, 0], both.log(0) + both.log(1)
     assert "train-scratch: resuming: " in both.log(0)
     assert (model.read_bytes(), curves.read_bytes()) == expected

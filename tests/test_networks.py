@@ -52,11 +52,14 @@ def test_a_backbone_is_flat_frozen_and_preprocesses_as_its_authors_did(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TRIED)
-def test_random_weights_keep_the_signal_alive_and_are_always_the_same(
-    backbones: dict[str, keras.Model], noise: np.ndarray, name: str
-) -> None:
+def test_random_weights_keep_the_signal_alive(backbones: dict[str, keras.Model], noise: np.ndarray, name: str) -> None:
     maps = backbones[name].predict_on_batch(noise)
     assert 1e-2 < maps.std() < 1e2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["convnext_tiny", "mobilenetv2"])
+def test_random_weights_are_always_the_same(backbones: dict[str, keras.Model], noise: np.ndarray, name: str) -> None:
     again = backbone(NETWORKS[name], 72, 72, "random", noise)
     for first, second in zip(backbones[name].get_weights(), again.get_weights(), strict=True):
         np.testing.assert_array_equal(first, second)
