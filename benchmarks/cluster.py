@@ -28,7 +28,7 @@ STAGES = {
 
 NOTES = f"""
 Scheduler and workers (`--nthreads 1`) on this machine, from the shell; *local*: without Dask. {IMAGES:,} photographs in chunks of 64,
-features of {MODEL} (random weights); medians of {REPETITIONS}, in turns. *{MANY:,} chunks*: as many photographs at 32 pixels, a chunk
+features of EfficientNet-Lite0 with random weights; medians of {REPETITIONS}, in turns. *{MANY:,} chunks*: as many photographs at 32 pixels, a chunk
 each, once: what a job costs beside its work. *Memory*: the highest resident memory of a worker, and of the scheduler, read after each
 stage. All outputs of a stage had the same bytes.
 """
