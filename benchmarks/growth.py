@@ -29,10 +29,11 @@ SIZES = (1_000, 5_000, 25_000)
 MODEL = "backbone"
 LABELS = 20
 
-NOTES = f"""
-The photographs, linked under as many names as needed, through the stages as processes: chunked-resize, features ({MODEL}, random
-weights) and train (the head, three epochs and a refit). *Memory*: the peak of resident memory of the stage's process and of its largest worker,
-read twenty times a second. *Disk*: the size of the stage's outputs. A million: by a straight line through the three measurements.
+NOTES = """
+The photographs, linked under as many names as needed, through the stages as processes: chunked-resize, features (EfficientNet-Lite0,
+random weights) and train (the head, solved twice: the second time with the validation part). *Memory*: the peak of resident memory of the stage's process and of its largest worker,
+read twenty times a second. *Disk*: the size of the stage's outputs. A million: by straight lines through the
+three measurements, memory of the stage included.
 
 ![seconds against images](growth.svg)
 """
@@ -78,7 +79,6 @@ def prepare(photographs: Path, folder: Path, images: int) -> None:
     shutil.copy(layout.annotation_file(photographs), data)
     values = parse_yaml((ROOT / paths.PARAMETERS).read_text(encoding="utf-8"))
     values |= {"data": data.name, "weights": "random"}
-    values[MODEL] |= {"epochs": 3, "patience": 3}
     (folder / paths.PARAMETERS).write_text(yaml.safe_dump(values), encoding="utf-8")
     (folder / paths.IMAGE_LIST).parent.mkdir()
     (folder / paths.IMAGE_LIST).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
@@ -125,11 +125,10 @@ def _watch(number: int, peaks: list[int]) -> None:
 
 
 def _extrapolated(stage: str, part: pd.DataFrame) -> dict[str, object]:
-    """A million images, by a straight line; memory as measured."""
-    lines = {key: np.polyfit(part["images"], part[key], 1) for key in ("seconds", "disk")}
+    """A million images, by straight lines; a worker's memory as measured."""
+    lines = {key: np.polyfit(part["images"], part[key], 1) for key in ("seconds", "memory", "disk")}
     million = {key: float(np.polyval(line, 1_000_000)) for key, line in lines.items()}
-    memory = {key: part[key].max() for key in ("memory", "worker")}
-    return {"stage": f"{stage}, computed", "images": 1_000_000} | million | memory
+    return {"stage": f"{stage}, computed", "images": 1_000_000, "worker": part["worker"].max()} | million
 
 
 def _draw(table: pd.DataFrame) -> None:
