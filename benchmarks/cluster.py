@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 
-from benchmarks.growth import MODEL, ROOT, prepare
+from benchmarks.growth import MODEL, NETWORK, ROOT, prepare
 from stages.common.runtime import paths
 from tests.cluster import Dask, end
 from tests.conftest import set_parameters
@@ -28,9 +28,9 @@ STAGES = {
 
 NOTES = f"""
 Scheduler and workers (`--nthreads 1`) on this machine, from the shell; *local*: without Dask. {IMAGES:,} photographs in chunks of 64,
-features of EfficientNet-Lite0 with random weights; medians of {REPETITIONS}, in turns. *{MANY:,} chunks*: as many photographs at 32 pixels, a chunk
-each, once: what a job costs beside its work. *Memory*: the highest resident memory of a worker, and of the scheduler, read after each
-stage. All outputs of a stage had the same bytes.
+features of {NETWORK} with random weights; medians of {REPETITIONS}, in turns. *{MANY:,} chunks*: as many photographs at 32
+pixels, a chunk each, once: what a job costs beside its work. *Memory*: the highest resident memory of a worker, and of the
+scheduler, read after each stage. All outputs of a stage had the same bytes.
 """
 
 

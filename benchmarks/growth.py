@@ -27,13 +27,14 @@ ROOT = Path(__file__).resolve().parent.parent
 PICTURE = Path(__file__).parent / "results" / "growth.svg"
 SIZES = (1_000, 5_000, 25_000)
 MODEL = "backbone"
+NETWORK = parse_yaml((ROOT / paths.PARAMETERS).read_text(encoding="utf-8"))[MODEL]["name"]
 LABELS = 20
 
-NOTES = """
-The photographs, linked under as many names as needed, through the stages as processes: chunked-resize, features (EfficientNet-Lite0,
-random weights) and train (the head, solved twice: the second time with the validation part). *Memory*: the peak of resident memory of the stage's process and of its largest worker,
-read twenty times a second. *Disk*: the size of the stage's outputs. A million: by straight lines through the
-three measurements, memory of the stage included.
+NOTES = f"""
+The photographs, linked under as many names as needed, through the stages as processes: chunked-resize, features ({NETWORK},
+random weights) and train (the head, solved twice: the second time with the validation part). *Memory*: the peak of resident
+memory of the stage's process and of its largest worker, read twenty times a second. *Disk*: the size of the stage's outputs. A
+million: by straight lines through the three measurements, memory of the stage included.
 
 ![seconds against images](growth.svg)
 """
