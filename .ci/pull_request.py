@@ -13,22 +13,18 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager
 from pathlib import Path
-from typing import Any
 
 from dvc.exceptions import DvcException
-from dvc.repo import Repo
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import committed
+from stale import GOALS, stale_stages
 
 from stages.common.runtime import paths
 from stages.common.runtime.parameters import Parameters, Pretrained
 from stages.common.runtime.plain_yaml import parse_yaml
 
-GOALS = ["evaluate", "report"]
-CHECK = "params"  # its output never changes, so no other stage runs because this one has run
-ABSENT = ("deleted", "not in cache")
 REF = "refs/comparison/target"
 # Errors in dvc, git and the files of the pull request, not bugs of this script; the log has their messages.
 EXPECTED_ERRORS = (
@@ -56,56 +52,17 @@ def run(*command: str, folder: Path = Path()) -> str:
     return subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
-def stale() -> list[str]:
-    """The stages of the chosen data and model that `dvc repro` would run, in order. Absent outputs are not a reason."""
-    with Repo() as repo:
-        status = repo.status(targets=GOALS, with_deps=True)
-        chosen = {stage for goal in GOALS for stage, _ in repo.stage.collect_granular(goal, with_deps=True)}
-        outputs = {out.fs_path: out.hash_info for stage in chosen for out in stage.outs}
-        changed = {
-            stage
-            for stage in chosen
-            if any(map(_matters, status.get(stage.addressing, [])))
-            or any(outputs.get(dep.fs_path, dep.hash_info) != dep.hash_info for dep in stage.deps)
-        }
-        order = list(_order(chosen, set(outputs)))
-    found: list[Any] = []
-    for stage in order:
-        made_again = {out.fs_path for other in found if other.addressing != CHECK for out in other.outs}
-        if stage in changed or any(dep.fs_path in made_again for dep in stage.deps):
-            found.append(stage)
-    return [stage.addressing for stage in found]
-
-
-def _order(stages: set[Any], outputs: set[str]) -> Iterator[Any]:
-    """Each stage after the stages whose outputs it needs; `outputs` are the paths of all outputs."""
-    done: set[str] = set()
-    left = sorted(stages, key=lambda stage: str(stage.addressing))
-    while left:
-        stage = next(
-            each for each in left if all(dep.fs_path in done or dep.fs_path not in outputs for dep in each.deps)
-        )
-        left.remove(stage)
-        done |= {out.fs_path for out in stage.outs}
-        yield stage
-
-
-def _matters(change: dict[str, Any] | str) -> bool:
-    """Whether an entry of `dvc status` is more than a file that a fresh clone does not have."""
-    return change not in ABSENT if isinstance(change, str) else any(map(_matters, change.values()))
-
-
 def check_lock(target: str) -> str:
     """Say that dvc.lock is up to date.
 
     Raises:
         CheckError: `dvc repro` would run something.
     """
-    if not (stages := stale()):
+    if not (stages := stale_stages()):
         return "dvc.lock is up to date with code and parameters."
     names = "\n".join(f"- `{name}`" for name in stages)
     with clone_of(target) as clone, chdir(clone):
-        before = stale()
+        before = stale_stages()
     also = f"\n\nThe target branch is not up to date either: it would run {', '.join(before)}." if before else ""
     raise CheckError(
         f"**dvc.lock is not up to date.** `dvc repro` would run\n\n{names}\n\nRun it, then commit dvc.lock, "

@@ -3,14 +3,17 @@
 import importlib
 import io
 import os
+from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from PIL import Image
 
 from stages.common.images import decoding
+from stages.common.images.decoding import decode
 
 SIZE = 224  # side of all results in pixels, except img2dataset's
 BATCH = 64  # images a batch of tf.data, as many as a chunk of the stage
@@ -108,3 +111,20 @@ def pillow(resample: Image.Resampling, gap: float | None, path: Path) -> np.ndar
         drafted = image.draft("RGB", (least, least))
         box = drafted[1] if drafted else None
         return np.asarray(image.convert("RGB").resize((SIZE, SIZE), resample, box, gap))
+
+
+def less_reduced(file: Path) -> np.ndarray:
+    """`decode` with a constant of 1: libjpeg-turbo reduces more."""
+    with patch.object(decoding, "MIN_REDUCED", 1.0):
+        return decode(file, SIZE)
+
+
+# `decode`, and what would be faster, or was.
+SETTINGS: dict[str, Callable[[Path], np.ndarray]] = {
+    "decode": partial(decode, size=SIZE),
+    "MIN_REDUCED 1.0": less_reduced,
+    "Pillow's Lanczos": partial(pillow, LANCZOS, None),
+    "Pillow's Lanczos, first reduced by whole numbers": partial(pillow, LANCZOS, 1.0),
+    "Pillow's bilinear": partial(pillow, Image.Resampling.BILINEAR, None),
+    "Pillow's box": partial(pillow, Image.Resampling.BOX, None),
+}

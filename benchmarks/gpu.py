@@ -9,55 +9,41 @@ Needs 5 GB in the temporary folder ($TMPDIR). Without a GPU everything is small:
 """
 
 import argparse
-import math
 import os
 import platform
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import chdir, redirect_stdout
+from contextlib import redirect_stdout
 from pathlib import Path
-from statistics import median
-from typing import Any, NamedTuple
-from unittest.mock import patch
+from typing import NamedTuple
 
+try:
+    import jax
+except ImportError:
+    sys.exit(
+        "error: JAX is not installed; pip install -r requirements-test.txt (with a GPU: pip install 'jax[cuda13]')"
+    )
 import numpy as np
 import pandas as pd
 
-from stages import features
+from benchmarks import gpu_speeds
+from benchmarks.gpu_speeds import EPOCHS, LABELS
 from stages.common.backbones.backbone import backbone
 from stages.common.backbones.batch_norm import fold_batch_norm
 from stages.common.backbones.catalog import find
 from stages.common.backbones.network import Network
 from stages.common.dataset import chunks
-from stages.common.networks.heads import make_head
-from stages.common.networks.model_file import FEATURES
-from stages.common.networks.serialization import load, save
-from stages.common.recipes import pretrained
+from stages.common.networks.serialization import save
 from stages.common.runtime import errors, parameters, paths
 from stages.common.runtime.backend import device, keras
 from stages.common.runtime.errors import UserError
 from stages.common.runtime.parameters import PRETRAINED, Backbone, Pretrained
-from stages.common.training import trainer
-from stages.common.training.batches import Batches, Part, Shuffle
-from stages.common.training.recipe import phase_of
-from stages.common.training.trainer import Examples, Trainer
-
-try:
-    import jax
-    import jax.numpy as jnp
-except ImportError:
-    sys.exit(
-        "error: JAX is not installed; pip install -r requirements-test.txt (with a GPU: pip install 'jax[cuda13]')"
-    )
+from stages.common.training.batches import Part
 
 MIN_IMAGES = 32  # four a file, so that there are files to count between the first and the last
-LABELS = 20
-EPOCHS = 30  # of the head
 CELLS = 16  # of one colour, a side of an image
-REPEATS = 5
 EXAMPLES = 8  # images from which the random weights take their batch normalisation statistics
 
 
@@ -89,129 +75,6 @@ def draw(folder: Path, images: int, side: int, chunk: int) -> list[str]:
         colours = generator.integers(0, 256, (len(part), CELLS, CELLS, 3), np.uint8)
         chunks.write(folder / f"{start:06d}.h5", part, {"pixels": colours[:, cells][:, :, cells]})
     return names
-
-
-def seconds_of(work: Callable[[], jax.Array], calls: int) -> float:
-    """Seconds that one call of `work` keeps the device busy: the median of several series of `calls`, after one that compiles."""
-    work().block_until_ready()
-    measured = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        for _ in range(calls):
-            last = work()
-        last.block_until_ready()
-        measured.append((time.perf_counter() - start) / calls)
-    return median(measured)
-
-
-def matrix_rate(side: int, calls: int) -> float:
-    """FLOP/s of the product of two square bfloat16 matrices."""
-    left, right = (jax.random.normal(jax.random.key(seed), (side, side), jnp.bfloat16) for seed in (0, 1))
-    multiply = jax.jit(jnp.matmul)
-    return 2 * side**3 / seconds_of(lambda: multiply(left, right), calls)
-
-
-def flop(model: keras.Model) -> int:
-    """FLOP an image of a backbone's convolutions.
-
-    Counted here, because XLA's own count for a GPU lacks what cuDNN and cuBLAS compute.
-    """
-    return sum(
-        2 * math.prod(layer.output.shape[1:3]) * math.prod(weight.shape)
-        for layer in model.layers
-        for weight in layer.weights
-        if len(weight.shape) == 4
-    )
-
-
-def forward(model: keras.Model, pixels: np.ndarray, calls: int) -> float:
-    """Images/s of `model` alone on uint8 images, (n, side, side, 3), that are on the device."""
-    state = [
-        [variable.value for variable in part] for part in (model.trainable_variables, model.non_trainable_variables)
-    ]
-    on_device = jnp.asarray(pixels)
-    call = jax.jit(lambda state, images: model.stateless_call(*state, images, training=False)[0])
-    return len(pixels) / seconds_of(lambda: call(state, on_device), calls)
-
-
-def best_forward(model: keras.Model, scale: Scale) -> tuple[float, int]:
-    """Images/s of `forward` with the fastest of the batches that fit into the device's memory, and the size of that batch."""
-    measured: list[tuple[float, int]] = []
-    generator = np.random.default_rng(0)
-    for batch in scale.batches:
-        pixels = generator.integers(0, 256, (batch, *model.input.shape[1:]), np.uint8)
-        try:
-            measured.append((forward(model, pixels, scale.calls), batch))
-        except RuntimeError as error:
-            if not measured or "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            break
-    print(
-        "forward alone: " + ", ".join(f"{rate:,.0f} images/s by {batch}" for rate, batch in measured), file=sys.stderr
-    )
-    return max(measured)
-
-
-def extraction(model: keras.Model, source: Path, folder: Path) -> tuple[float, float]:
-    """Seconds of features.extract from `source` to `folder`, three chunk files or more; and its images/s without compiling.
-
-    The latter are counted from the first file to the last but one: the last may be shorter, and then needs a compilation.
-    """
-    start = time.perf_counter()
-    features.extract(model, folder / "backbone.keras", source, folder, "pooled", "features", device())
-    seconds = time.perf_counter() - start
-    written = chunks.paths(folder)
-    images = sum(len(chunks.names(path)) for path in written[1:-1])
-    return seconds, images / (written[-2].stat().st_mtime - written[0].stat().st_mtime)
-
-
-def head_seconds(name: str, section: Pretrained, split: pd.DataFrame, work: Path) -> float:
-    """Seconds of the recipe for all `EPOCHS` of a head alone, on the features that are in the folder `work`."""
-    change = {"head": "softmax", "epochs": EPOCHS, "patience": EPOCHS, "fine_tune_epochs": 0, "refit": False}
-    start = time.perf_counter()
-    with chdir(work):
-        pretrained.train(name, section.model_copy(update=change), 1, split, Trainer("head", work))
-    return time.perf_counter() - start
-
-
-def tuning_rate(name: str, section: Pretrained, part: Part, source: Path, work: Path) -> float:
-    """Images/s of the trainer on the images of `source`, in its second epoch, when everything is compiled."""
-    frozen, _ = load(work / paths.backbone(name))
-    pretrained.unfreeze(frozen, section.fine_tune_layers)
-    pooled = chunks.Rows(work / paths.features(name), "pooled").read(part.names)
-    head = make_head("softmax", LABELS, section.l2 / (2 * len(pooled)), [pooled])
-    pool = keras.layers.GlobalAveragePooling2D(dtype="float32", name=FEATURES)
-    model = keras.Model(frozen.input, head(pool(frozen.output)))
-    learning_rate = section.fine_tune_learning_rate
-    phase = phase_of("fine-tuning", section, 1, epochs=2, patience=2, learning_rate=learning_rate, augment=True)
-    train_epoch, seconds = trainer._train_epoch, []
-
-    def timed(*arguments: Any) -> dict[str, Any]:
-        start = time.perf_counter()
-        row = train_epoch(*arguments)
-        seconds.append(time.perf_counter() - start)
-        return row
-
-    with patch.object(trainer, "_train_epoch", timed):
-        examples = Examples(chunks.Rows(source, "pixels"), part, None)
-        Trainer("fine-tuning", work).fit(model, examples, phase)
-    return len(part.names) / seconds[-1]
-
-
-def reading_rate(source: Path) -> float:
-    """Images/s of reading all chunk files of `source`, one after another."""
-    start = time.perf_counter()
-    images = sum(len(chunks.read(path, "pixels")[1]) for path in chunks.paths(source))
-    return images / (time.perf_counter() - start)
-
-
-def batches_rate(source: Path, part: Part, batch_size: int) -> float:
-    """Images/s of making the batches of one epoch of fine-tuning: read row by row, augmented."""
-    batches = Batches(chunks.Rows(source, "pixels"), part, LABELS, batch_size, Shuffle(1, 0, augment=True))
-    start = time.perf_counter()
-    for index in range(len(batches)):
-        batches[index]
-    return len(part.names) / (time.perf_counter() - start)
 
 
 def drawn_split(names: list[str]) -> pd.DataFrame:
@@ -270,14 +133,14 @@ def measure(
                 work = Path(folder)
                 keras.backend.clear_session()
                 model = backbone(network, scale.side, input_size, "random", examples, precision)
-                rate, batch = best_forward(fold_batch_norm(model), scale)
-                speed = rate * flop(model)
-                seconds, extracted = extraction(model, source, work / paths.features(name))
+                rate, batch = gpu_speeds.best_forward(fold_batch_norm(model), scale.batches, scale.calls)
+                speed = rate * gpu_speeds.flop(model)
+                seconds, extracted = gpu_speeds.extraction(model, source, work / paths.features(name))
                 save(model, work / paths.backbone(name), [])
                 # Once a model: neither the input's size nor the precision changes the shape of what the head takes. And the
                 # recipe's paths are relative, so the same in the next folder.
-                head = head or head_seconds(name, section, split, work)
-                tuned = tuning_rate(name, section, part, source, work)
+                head = head or gpu_speeds.head_seconds(name, section, split, work)
+                tuned = gpu_speeds.tuning_rate(name, section, part, source, work)
             lines.append(
                 {
                     "model": network.name,
@@ -314,18 +177,19 @@ def main() -> None:
     sections: dict[str, Pretrained] = {name: getattr(values, name) for name in arguments.models}
     scale = Scale(values.resize.size, 8192, (32, 64, 128, 256, 512), 10, 4096)
     if jax.default_backend() == "cpu":
-        scale = Scale(72, 512, (2,), 1, 16)
-        sections = {name: section.model_copy(update={"input_size": 72}) for name, section in sections.items()}
+        side = max(network_of(name, section).min_input for name, section in sections.items())
+        scale = Scale(side, 512, (2,), 1, 16)
+        sections = {name: section.model_copy(update={"input_size": side}) for name, section in sections.items()}
     chunk = min(values.resize.chunk, arguments.images // 8)
     with tempfile.TemporaryDirectory() as work:
         source = Path(work) / "resized"
         split = drawn_split(draw(source, arguments.images, scale.side, chunk))
-        matrix, reading = matrix_rate(scale.matrix, scale.calls), reading_rate(source)
+        matrix, reading = gpu_speeds.matrix_rate(scale.matrix, scale.calls), gpu_speeds.reading_rate(source)
         lines: list[dict[str, str]] = []
         with Path(os.devnull).open("w") as nothing, redirect_stdout(nothing):
             for name, section in sections.items():
                 lines += measure(name, section, scale, source, split, matrix, reading)
-        batches = batches_rate(source, first(split, scale.tuned), sections[arguments.models[0]].batch_size)
+        batches = gpu_speeds.batches_rate(source, first(split, scale.tuned), sections[arguments.models[0]].batch_size)
     print(header(scale, arguments.images, chunk))
     print(
         f"Matrix rate, bfloat16, {scale.matrix}^3: {matrix / 1e12:.3g} TFLOP/s. "

@@ -1,12 +1,10 @@
 """The stage chunked-resize against benchmarks/competitors.py: speed, and closeness to a resized full decode."""
 
-import io
 import os
 import shutil
 import subprocess
 import sys
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -17,17 +15,16 @@ from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple, TypeVar
-from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
 import yaml
-from PIL import Image
 
 from benchmarks import competitors
-from benchmarks.competitors import LANCZOS, SIZE
+from benchmarks.competitors import SETTINGS, SIZE
+from benchmarks.photographs import made, psnr
 from stages import chunked_resize
-from stages.common.images import decoding, layout
+from stages.common.images import layout
 from stages.common.images.decoding import decode
 from stages.common.runtime import paths
 from stages.common.runtime.plain_yaml import parse_yaml
@@ -103,13 +100,6 @@ def _silence() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
-def psnr(file: Path, pixels: np.ndarray) -> float:
-    """PSNR in dB of `pixels`, (height, width, 3) uint8, to the whole image of that file resized by Lanczos; at most 78."""
-    expected = competitors.whole(file, (pixels.shape[1], pixels.shape[0]))
-    error = np.mean((pixels.astype(float) - expected) ** 2)
-    return float(10 * np.log10(255**2 / max(error, 1e-3)))
-
-
 def rates(ways: dict[str, Callable[[], int]], out: Path | None = None) -> dict[str, float]:
     """Images a second of each way: medians of several runs of all of them in turn.
 
@@ -125,31 +115,6 @@ def rates(ways: dict[str, Callable[[], int]], out: Path | None = None) -> dict[s
             if out:
                 shutil.rmtree(out, ignore_errors=True)
     return {name: median(values) for name, values in found.items()}
-
-
-def made(photographs: list[Path], shape: tuple[int, int], wanted: int, folder: Path) -> list[Path]:
-    """Make JPEGs of `shape` (width, height) of the photographs, of `wanted` bytes on average, or of quality 100 if that is less."""
-
-    def encoded(image: Image.Image, quality: int) -> bytes:
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
-        return buffer.getvalue()
-
-    some = [Image.fromarray(competitors.whole(file, shape)) for file in photographs[::4]]
-    qualities = range(2, 100)
-    quality = 2 + bisect_left(
-        qualities, wanted, key=lambda quality: sum(len(encoded(image, quality)) for image in some) // len(some)
-    )
-    folder.mkdir()
-    total = 0
-    for number, file in enumerate(photographs, start=1):
-        image = Image.fromarray(competitors.whole(file, shape))
-        content = encoded(image, quality)
-        if total + len(content) > wanted * number:
-            content = encoded(image, quality - 1)
-        total += len(content)
-        (folder / file.name).write_bytes(content)
-    return [folder / file.name for file in photographs]
 
 
 def _result(executor: Executor, work: Callable[..., Result], *arguments: Any) -> Result:
@@ -206,21 +171,6 @@ def _on_both_cores(
     if "img2dataset" not in speeds:
         lines.append({"photographs": title, "compared": "stage / img2dataset: not installed"})
     return lines
-
-
-def _less_reduced(file: Path) -> np.ndarray:
-    with patch.object(decoding, "MIN_REDUCED", 1.0):
-        return decode(file, SIZE)
-
-
-SETTINGS: dict[str, Callable[[Path], np.ndarray]] = {
-    "decode": partial(decode, size=SIZE),
-    "MIN_REDUCED 1.0": _less_reduced,
-    "Pillow's Lanczos": partial(competitors.pillow, LANCZOS, None),
-    "Pillow's Lanczos, first reduced by whole numbers": partial(competitors.pillow, LANCZOS, 1.0),
-    "Pillow's bilinear": partial(competitors.pillow, Image.Resampling.BILINEAR, None),
-    "Pillow's box": partial(competitors.pillow, Image.Resampling.BOX, None),
-}
 
 
 def _on_one_core(title: str, files: list[Path], target: float | None, pools: Pools) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """What several tests need: a small clone of the repository, small data sets, and real photographs if they are available."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -8,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 # The default, said aloud: Keras then starts without JAX, which is here for a few tests. Hundreds of stages start.
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -49,8 +50,11 @@ TINY = {
 }
 
 
-# Minutes each: started last, one of them would keep one process busy while the other is idle.
-LONGEST = ("test_dvc_yaml", "test_killed", "test_pipeline", "test_pull_request", "test_reproducible")
+# Started last, one of them would keep one process busy for a minute or more while the other is idle.
+LONGEST = (
+    *("test_dvc_yaml", "test_killed", "test_pipeline", "test_pull_request", "test_reproducible"),
+    *("test_compare", "test_distribution", "test_export", "test_hub", "test_networks", "test_selfsupervised"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -146,6 +150,33 @@ def clone(tmp_path: Path) -> Clone:
     return make_clone(tmp_path / "clone")
 
 
+class Finished(NamedTuple):
+    """A clone in which `dvc repro` has run once, with everything committed. Do not change it: copy it."""
+
+    path: Path
+    shown: str  # by this `dvc repro`
+
+    def copy(self, path: Path) -> Clone:
+        return Clone(shutil.copytree(self.path, path, symlinks=True))
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """One for all test processes: the first that asks for it makes it while the others wait."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    path, shown = folder / "finished", folder / "finished.txt"
+    with (folder / "finished.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not shown.exists():
+            clone = make_clone(path)
+            text = clone.run("dvc", "repro")
+            clone.run("git", "add", "-A")
+            clone.run("git", "commit", "-qm", "First results")
+            shown.write_text(text, encoding="utf-8")
+    return Finished(path, shown.read_text(encoding="utf-8"))
+
+
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder with tiny parameters, as the current one: for stages that are called in this process."""
@@ -187,7 +218,32 @@ def noise() -> np.ndarray:
 
 
 @pytest.fixture
-def coloured_split(workspace: Path) -> pd.DataFrame:
+def small_network(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backbone of few layers, by the name `small`: a real one is built, loaded and saved in seconds.
+
+    It has what the real ones have: convolutions of both kinds, batch normalisation, ReLU6.
+    """
+    from stages.common.backbones.catalog import NETWORKS
+    from stages.common.backbones.network import Network
+    from stages.common.runtime.backend import keras
+
+    def build(include_top: bool, weights: None, input_shape: tuple[int, ...]) -> keras.Model:
+        images = x = keras.Input(input_shape)
+        for layer in (
+            keras.layers.Conv2D(8, 3, 2, "same", use_bias=False),
+            keras.layers.DepthwiseConv2D(3, 2, "same", use_bias=False),
+            keras.layers.Conv2D(16, 3, 2, "same", use_bias=False),
+        ):
+            x = keras.layers.ReLU(6)(keras.layers.BatchNormalization()(layer(x)))
+        return keras.Model(images, x, name="small")
+
+    monkeypatch.setattr(keras.applications, "Small", build, raising=False)
+    monkeypatch.setitem(NETWORKS, "small", Network("applications", "Small", 224, "tf"))
+    set_parameters(workspace / "params.yaml", {"backbone.name": "small"})
+
+
+@pytest.fixture
+def coloured_split(workspace: Path, small_network: None) -> pd.DataFrame:
     """The split of 48 images of 32x32 pixels, whose three labels differ in colour; data/resized has their pixels."""
     generator = np.random.default_rng(1)
     pixels = np.repeat(generator.integers(0, 60, (48, 1, 1, 3), dtype=np.uint8), 32, axis=1).repeat(32, axis=2)
@@ -204,7 +260,7 @@ def coloured_split(workspace: Path) -> pd.DataFrame:
 def pretrained_section(**changes: Any) -> Backbone:
     """The section of a pretrained model that suits `coloured_split`."""
     values = {
-        "name": "mobilenetv2",
+        "name": "small",
         "input_size": 48,
         "precision": "float32",
         "head": "softmax",
@@ -223,7 +279,7 @@ def pretrained_section(**changes: Any) -> Backbone:
 
 
 def extract_features(section: Backbone) -> None:
-    """Write the features of data/resized by a MobileNetV2 with random weights, and the network, where train finds them."""
+    """Write the features of data/resized by a network with random weights, and the network, where train finds them."""
     from stages import features
     from stages.common.backbones.backbone import backbone
     from stages.common.backbones.catalog import find

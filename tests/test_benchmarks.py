@@ -53,7 +53,7 @@ def test_the_gpu_benchmark_has_a_dry_run(workspace: Path) -> None:
     assert ended.stdout.startswith("CPU: a dry run. ")
     lines = [line.split("|")[1:4] for line in ended.stdout.splitlines() if line.startswith("|")]
     assert [[value.strip() for value in line] for line in lines[2:]] == [
-        ["VGG16", "72", precision] for precision in ("float32", "bfloat16")
+        ["VGG16", "32", precision] for precision in ("float32", "bfloat16")
     ]
 
 

@@ -16,7 +16,7 @@ from stages.common.runtime import paths
 from stages.common.runtime.backend import keras
 from stages.common.runtime.errors import UserError
 from stages.common.training import distribution
-from tests.conftest import ROOT, Clone, set_parameters
+from tests.conftest import ROOT, Finished, set_parameters
 
 COMMAND = ["python", "-m", "stages.train", "scratch"]
 # Keras on JAX imports it to set its seed, too, which takes longer than what ends before the training.
@@ -158,7 +158,8 @@ def test_all_devices_of_a_process_are_used_and_have_the_numbers_of_one(ready: Pa
 
 
 @pytest.mark.slow
-def test_two_processes_with_dvc_killed_and_resumed(clone: Clone) -> None:
+def test_two_processes_with_dvc_killed_and_resumed(finished: Finished, tmp_path: Path) -> None:
+    clone = finished.copy(tmp_path / "clone")
     clone.set(scratch__epochs=4, scratch__filters=[4], scratch__batch_size=16)
     clone.run("dvc", "repro", "chunked-resize")
     model, curves = clone.path / paths.model_file("scratch"), clone.path / paths.curves("scratch")

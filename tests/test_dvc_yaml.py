@@ -14,7 +14,8 @@ import yaml
 
 from stages.common.runtime import paths
 from stages.common.runtime.parameters import MODELS, PRETRAINED, Pretrain, Resize
-from tests.conftest import ROOT, Clone, make_clone
+from tests.conftest import ROOT, TINY, Clone, make_clone
+from tests.forks import Forks
 from tests.test_hub import preset
 
 
@@ -39,23 +40,14 @@ def record():
 if "DVC_STAGE" in os.environ:
     atexit.register(record)
 """
-# Runs stages, each in a fork of a process that has Keras and nothing of the project: starting Keras takes longer.
+# Runs a stage; its arguments are those of the stage after its name.
 RUN = """
-import json, os, sys
+import os, sys
 from importlib import import_module
-import keras
 from sitecustomize import record
-for name, (module, *arguments) in json.loads(sys.argv[1]):
-    if child := os.fork():
-        if os.waitpid(child, 0)[1]:
-            sys.exit(f"{name} has failed")
-        continue
-    os.environ["DVC_STAGE"] = name
-    sys.argv = [module, *arguments]
-    import_module("stages.common.runtime.errors").run(import_module(module).main)
-    record()
-    sys.stdout.flush()
-    os._exit(0)
+os.environ["DVC_STAGE"], *sys.argv = sys.argv[1:]
+import_module("stages.common.runtime.errors").run(import_module(sys.argv[0]).main)
+record()
 """
 
 
@@ -65,6 +57,7 @@ def outputs(stage: dict[str, Any]) -> set[str]:
 
 
 FIRST = ["params", "sample", "annotate", "split", "chunked-resize"]
+LAST = ["audit", "evaluate", "explain", "report"]
 OF_BACKBONE = ["features-backbone", "train-backbone", "infer-backbone"]
 
 
@@ -77,6 +70,8 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     clone = make_clone(folder / "clone")
     preset(clone.path / "preset", "vit")
     clone.set(cross_validation__folds=2, pretrain__epochs=1)
+    forks = Forks(PYTHONPATH=str(folder / "hook"), DVC_ROOT=str(clone.path), LOADED=str(folder))
+    log = folder / "log.txt"
     # Of each kind that loads other code: a network of each source, a head of each kind.
     for model, name, head, stages in (
         ("scratch", "mobilenetv2", "softmax", [*FIRST, "train-scratch", "infer-scratch"]),
@@ -88,17 +83,15 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
             ],
         ),
         ("backbone", "mobilenetv2", "conv", OF_BACKBONE),
-        ("backbone", "efficientnet_lite0", "softmax", [*OF_BACKBONE, "cross-validate"]),
-        ("backbone", "hub:preset", "softmax", [*OF_BACKBONE, "audit", "evaluate", "explain", "report"]),
+        ("backbone", "efficientnet_lite0", "softmax", ["features-backbone"]),
+        ("backbone", "hub:preset", "softmax", [*OF_BACKBONE, "cross-validate", *LAST]),
     ):
-        clone.set(model=model, backbone__name=name, backbone__head=head, backbone__input_size="auto")
-        commands = [(stage, STAGES[stage]["cmd"].split()[2:]) for stage in stages]
-        clone.run(
-            *(sys.executable, "-c", RUN, json.dumps(commands)),
-            PYTHONPATH=str(folder / "hook"),
-            DVC_ROOT=str(clone.path),
-            LOADED=str(folder),
-        )
+        size = "auto" if name.startswith("hub:") else TINY["backbone.input_size"]
+        clone.set(model=model, backbone__name=name, backbone__head=head, backbone__input_size=size)
+        for stage in stages:
+            fork = forks.start(RUN, [stage, *STAGES[stage]["cmd"].split()[2:]], clone.path, log)
+            assert fork.wait() == 0, log.read_text()
+    forks.close()
     found: dict[str, set[str]] = {}
     for path in folder.glob("*.json"):
         found.setdefault(path.name.split(".")[0], set()).update(json.loads(path.read_text()))

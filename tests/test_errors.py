@@ -426,16 +426,19 @@ def test_a_reader_that_closes_early_causes_no_error() -> None:
         assert process.wait() == 1
 
 
-def test_keras_starts_without_packages_and_garbage_collection_that_it_does_not_need() -> None:
+def test_keras_starts_without_packages_and_garbage_collection_that_it_does_not_need(tmp_path: Path) -> None:
     pytest.importorskip("jax")
+    (tmp_path / "matplotlib").mkdir()
+    (tmp_path / "matplotlib/pyplot.py").touch()
     ended = run_code(
         "import gc, sys\nfrom stages.common.runtime import backend\n"
-        "assert not {'jax', 'sklearn'} & sys.modules.keys()\n"
+        "assert not {'jax', 'matplotlib', 'sklearn'} & sys.modules.keys()\n"
         "assert gc.get_freeze_count() > 10_000\n"
         "assert gc.isenabled()\n"
         "import logging\nassert not logging.getLogger('tensorflow').isEnabledFor(logging.WARNING)\n"
-        "import jax, sklearn.linear_model",  # not for good
+        "import jax, matplotlib.pyplot, sklearn.linear_model",  # not for good
         KERAS_BACKEND="tensorflow",
+        PYTHONPATH=str(tmp_path),
     )
     assert ended.returncode == 0, ended.stderr
 

@@ -19,7 +19,7 @@ from stages.common.networks.serialization import load, save
 from stages.common.runtime import paths
 from stages.common.runtime.backend import keras
 from stages.common.runtime.errors import UserError
-from tests.conftest import Clone, set_parameters
+from tests.conftest import Finished, set_parameters
 
 MODELS: dict[str, Callable[[], Any]] = {
     "vit": lambda: keras_hub.models.ViTBackbone((32, 32, 3), 8, 2, 2, 16, 32),
@@ -153,7 +153,8 @@ def test_maps_of_tokens_are_refused_and_a_model_without_keras_hub_names_it(
 
 
 @pytest.mark.slow
-def test_the_pipeline_runs_with_a_preset_and_predict_uses_its_model(clone: Clone) -> None:
+def test_the_pipeline_runs_with_a_preset_and_predict_uses_its_model(finished: Finished, tmp_path: Path) -> None:
+    clone = finished.copy(tmp_path / "clone")
     preset(clone.path / "preset", "resnet")
     clone.set(model="backbone", backbone__name="hub:preset", backbone__input_size="auto", backbone__fine_tune_epochs=1)
     shown = clone.run("dvc", "repro")

@@ -24,7 +24,7 @@ PARTS = ["test"] * 6 + ["train"] * 4 + ["validation"] * 2
 
 
 @pytest.fixture
-def images(workspace: Path) -> np.ndarray:
+def images(workspace: Path, small_network: None) -> np.ndarray:
     """Six test images of two labels, with some to train on, as the stages leave them."""
     names = [f"{number}.jpg" for number in range(12)]
     pixels = np.random.default_rng(0).integers(0, 255, (12, 72, 72, 3), dtype=np.uint8)
@@ -161,7 +161,7 @@ def test_features_of_another_kind_of_head_are_one_line(monkeypatch: pytest.Monke
     with pytest.raises(UserError, match="contains no maps; make them with dvc repro"):
         run("backbone", monkeypatch)
     make_features(monkeypatch)
-    shapes = r"takes maps of \(1280,\), data/features/backbone has \(3, 3, 1280\)"
+    shapes = r"takes maps of \(16,\), data/features/backbone has \(9, 9, 16\)"
     with pytest.raises(UserError, match=f"{shapes}; train again with dvc repro"):
         run("backbone", monkeypatch)
     assert not paths.predictions("backbone").exists()

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +20,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from stages.common.runtime import paths
-from tests.conftest import ROOT, TINY, Clone, make_clone, set_parameters
+from tests.conftest import ROOT, TINY, Clone, Finished, set_parameters
+from tests.forks import Forks
 from tests.test_dvc_yaml import STAGES
 from tests.test_reproducible import md5s
 
@@ -58,6 +60,7 @@ ORDER = [
     "report",
 ]
 TRAIN = "models/dvc.yaml:train-scratch"
+LOCK = "data/.train-scratch.lock"
 HEAVY = ("features", "pretrain", "train", "infer")
 RUN = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
 # A write has two moments: when the temporary file is whole, and when it has got its name.
@@ -106,21 +109,15 @@ def hidden(folder: Path) -> list[str]:
 class Started:
     """A stage as a process of its own, as dvc starts it: its outputs are deleted first."""
 
+    forks: Forks
+
     def __init__(self, stage: str, folder: Path, before: str = "") -> None:
         for out in outs(stage):
             shutil.rmtree(folder / out, ignore_errors=True)
             (folder / out).unlink(missing_ok=True)
         self.stage = stage
         self.log = folder / "log.txt"
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", before + RUN, *STAGES[stage]["cmd"].split()[2:]],
-                cwd=folder,
-                env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        self.process = self.forks.start(before + RUN, STAGES[stage]["cmd"].split()[2:], folder, self.log)
 
     @property
     def output(self) -> str:
@@ -157,6 +154,13 @@ class Straight(NamedTuple):
 
     def digests(self, stage: str) -> dict[str, str]:
         return digests(stage, self.folder)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forks() -> Iterator[None]:
+    Started.forks = Forks(PYTHONPATH=str(ROOT))
+    yield
+    Started.forks.close()
 
 
 @pytest.fixture(scope="module")
@@ -215,9 +219,11 @@ threading.Thread(target=interrupt, daemon=True).start()
 
 
 def test_ctrl_c_while_libraries_are_loaded_is_one_line(tmp_path: Path) -> None:
-    started = Started("train-scratch", tmp_path, before=INTERRUPT_IMPORT)
-    assert started.process.wait() == 128 + signal.SIGINT, started.output
-    assert started.output.strip() == "stopped by SIGINT: run again to resume"
+    command = [sys.executable, "-c", INTERRUPT_IMPORT + RUN, *STAGES["train-scratch"]["cmd"].split()[2:]]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 128 + signal.SIGINT, ended.stderr
+    assert (ended.stdout + ended.stderr).strip() == "stopped by SIGINT: run again to resume"
 
 
 @pytest.mark.parametrize("stage", ["annotate", "split", "chunked-resize", "audit", "train-scratch", "report"])
@@ -353,7 +359,7 @@ def test_a_second_process_says_which_one_holds_the_stage(straight: Straight, fol
     assert second.returncode == 1
     (line,) = second.stderr.splitlines()
     assert f"train-scratch is already run by process {first.process.pid} (python -m stages.train scratch, since" in line
-    assert "which holds data/.train-scratch.lock" in line
+    assert f"which holds {LOCK}" in line
     first.process.send_signal(signal.SIGCONT)
     first.finish()
     assert digests("train-scratch", folder) == straight.digests("train-scratch")
@@ -387,12 +393,13 @@ def test_a_full_disk_is_one_line_that_names_the_path_and_keeps_finished_work(
 
 
 @pytest.fixture(scope="module")
-def before_training(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+def before_training(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """A repository in which dvc has run everything before the training."""
-    clone = make_clone(tmp_path_factory.mktemp("before") / "clone")
+    clone = finished.copy(tmp_path_factory.mktemp("before") / "clone")
     clone.set(scratch__epochs=12, scratch__patience=12)
     clone.run("git", "commit", "-qam", "More epochs")
     clone.run("dvc", "repro", "chunked-resize")
+    (clone.path / LOCK).unlink()  # of the earlier training
     return clone
 
 
@@ -423,7 +430,7 @@ def test_a_stage_orphaned_by_a_killed_dvc_is_named_and_its_work_is_not_lost(
     while sign not in log.read_text():
         assert dvc.poll() is None, log.read_text()
         time.sleep(0.01)
-    lock = clone.path / "data/.train-scratch.lock"
+    lock = clone.path / LOCK
     if "epoch" in sign:  # there are no more than some hundredths of a second to the last one
         os.kill(int(lock.read_text().split()[1]), signal.SIGSTOP)
     time.sleep(0.5)

@@ -15,7 +15,7 @@ from stages.common.dataset import chunks
 from stages.common.runtime import parameters, paths
 from stages.common.runtime.errors import UserError
 from stages.common.runtime.plain_yaml import parse_yaml
-from tests.conftest import ROOT, Clone, set_parameters
+from tests.conftest import ROOT, Clone, Finished, set_parameters
 
 COMMITTED = (ROOT / "params.yaml").read_text(encoding="utf-8")
 
@@ -265,9 +265,9 @@ def test_what_a_network_or_a_head_cannot_do_is_refused_before_any_work(
 
 
 @pytest.mark.slow
-def test_another_size_is_resized_and_a_wrong_one_refused(clone: Clone) -> None:
+def test_another_size_is_resized_and_a_wrong_one_refused(finished: Finished, tmp_path: Path) -> None:
     """Also by an experiment after the first run, which DVC could take from its cache."""
-    clone.run("dvc", "repro", "chunked-resize")
+    clone = finished.copy(tmp_path / "clone")
     clone.run("dvc", "exp", "run", "-S", "resize.size=64", "chunked-resize")
     assert chunks.Rows(clone.path / paths.RESIZED, "pixels").shape == (64, 64, 3)
     assert "resize.size is -5" in clone.run("dvc", "exp", "run", "-S", "resize.size=-5", "chunked-resize", ok=False)

@@ -6,7 +6,7 @@ paths below the data set's folder.
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from os import walk
 from pathlib import Path, PurePosixPath
 
@@ -60,14 +60,8 @@ def images_folder(data: Path) -> Path:
 
 def image_files(data: Path) -> Iterator[PurePosixPath]:
     """The paths below `data` that have the suffix of an image, those in hidden folders apart."""
-    for folder, folders, files in walk(data):
-        folders[:] = sorted(name for name in folders if not is_hidden(name))
-        below = PurePosixPath(Path(folder).relative_to(data))
-        yield from (
-            below / name
-            for name in sorted(files)
-            if not is_hidden(name) and PurePosixPath(name).suffix.lower() in SUFFIXES
-        )
+    for below, _, files in _visible(data):
+        yield from (below / name for name in files if _is_image(name))
 
 
 def scan(folder: Path, apart: str = "") -> tuple[list[PurePosixPath], Counter[str]]:
@@ -83,17 +77,14 @@ def scan(folder: Path, apart: str = "") -> tuple[list[PurePosixPath], Counter[st
         raise UserError(f"{error.filename}: {error.strerror}; expected a folder that can be read") from error
 
     refuse_linked_folder(folder)
-    for inner, folders, files in walk(folder, onerror=fail):
+    for below, folders, files in _visible(folder, fail):
         for name in folders:
-            refuse_linked_folder(Path(inner, name))
-        folders[:] = sorted(name for name in folders if not is_hidden(name))
-        below = PurePosixPath(Path(inner).relative_to(folder))
-        for name in sorted(files):
-            path = below / name
+            refuse_linked_folder(folder / below / name)
+        for path in (below / name for name in files):
             if str(path) == apart:
                 continue
-            if is_hidden(name) or path.suffix.lower() not in SUFFIXES:
-                skipped["hidden" if is_hidden(name) else path.suffix.lower() or "without suffix"] += 1
+            if not _is_image(path.name):
+                skipped["hidden" if is_hidden(path.name) else path.suffix.lower() or "without suffix"] += 1
             elif has_control_characters(str(path)):
                 raise UserError(f"{folder}: the name {str(path)!r} has control characters or is not UTF-8: rename it")
             else:
@@ -129,6 +120,19 @@ def is_inside(name: str) -> bool:
 def has_control_characters(text: str) -> bool:
     """Whether `text` has control characters or lone surrogates, which no text file with one name per line can hold."""
     return bool(re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", text))
+
+
+def _is_image(name: str) -> bool:
+    return not is_hidden(name) and PurePosixPath(name).suffix.lower() in SUFFIXES
+
+
+def _visible(
+    data: Path, onerror: Callable[[OSError], None] | None = None
+) -> Iterator[tuple[PurePosixPath, list[str], list[str]]]:
+    """`os.walk` by paths below `data`, sorted. Hidden folders are named, but not entered."""
+    for folder, folders, files in walk(data, onerror=onerror):
+        yield PurePosixPath(Path(folder).relative_to(data)), folders, sorted(files)
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
 
 
 def _walk(data: Path) -> Iterator[tuple[Path, list[str], list[str]]]:

@@ -112,23 +112,7 @@ def pretrain(
     learner = encoder(side, 1, network.filters)
     views = Views(rows, images, side, how.batch_size, Strength(how.min_area, how.colour), seed)
     model = _compiled(learner, side, how.learning_rate, how.epochs * len(views))
-    done, path = Done(), folder / f"{PHASE}.npz"
-    if restored := restore(model, path, stage, _checked):
-        done, _ = restored
-        print(f"{stage}: resuming: {len(done.epochs)}/{how.epochs} epochs done")
-        for row in done.epochs:
-            show(row)
-    total = how.epochs * len(views)
-    with progress(total, stage, "batch", initial=len(done.epochs) * len(views), disable=not is_first()) as bar:
-        for epoch in range(len(done.epochs), how.epochs):
-            start = time.perf_counter()
-            row = {"epoch": epoch + 1} | _run_epoch(model, views, epoch, bar.update)
-            _check(row, stage)
-            bar.write(f"{stage}: epoch {epoch + 1}: loss {row['loss']:.3f}, embeddings' deviation {row['spread']:.3f}")
-            show(row)
-            done.epochs.append(row)
-            done.seconds += time.perf_counter() - start
-            save(model, asdict(done), path, model.get_weights())
+    done = _train(model, views, how.epochs, folder / f"{PHASE}.npz", stage, show)
     result = encoder(size, network.pool, network.filters)
     result.set_weights(learner.get_weights())
     return result, done
@@ -143,6 +127,29 @@ def _compiled(learner: keras.Model, side: int, learning_rate: float, steps: int)
     model.compile(keras.optimizers.AdamW(rate, WEIGHT_DECAY), VICReg(), metrics=metrics)
     model.optimizer.build(model.trainable_variables)
     return model
+
+
+def _train(
+    model: keras.Model, views: Views, epochs: int, path: Path, stage: str, show: Callable[[dict[str, Any]], None]
+) -> Done:
+    """Train the epochs that the checkpoint in `path` lacks. Returns all of them."""
+    done, total = Done(), epochs * len(views)
+    if restored := restore(model, path, stage, _checked):
+        done, _ = restored
+        print(f"{stage}: resuming: {len(done.epochs)}/{epochs} epochs done")
+        for row in done.epochs:
+            show(row)
+    with progress(total, stage, "batch", initial=len(done.epochs) * len(views), disable=not is_first()) as bar:
+        for epoch in range(len(done.epochs), epochs):
+            start = time.perf_counter()
+            row = {"epoch": epoch + 1} | _run_epoch(model, views, epoch, bar.update)
+            _check(row, stage)
+            bar.write(f"{stage}: epoch {epoch + 1}: loss {row['loss']:.3f}, embeddings' deviation {row['spread']:.3f}")
+            show(row)
+            done.epochs.append(row)
+            done.seconds += time.perf_counter() - start
+            save(model, asdict(done), path, model.get_weights())
+    return done
 
 
 def _run_epoch(model: keras.Model, views: Views, epoch: int, advance: Callable[[], object]) -> dict[str, float]:

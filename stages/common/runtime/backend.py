@@ -25,9 +25,9 @@ os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
-# Imported by Keras and TensorFlow, if they are installed, for wrappers and a converter that nothing here uses: a third of
-# the time to start. JAX only if it is known not to be the backend.
-UNUSED = ["sklearn", "jax"] if os.environ.get("KERAS_BACKEND") == "tensorflow" else ["sklearn"]
+# Imported by Keras and TensorFlow, if they are installed, for wrappers, pictures and a converter that nothing here uses: a
+# third of the time to start. JAX only if it is known not to be the backend.
+UNUSED = ["matplotlib", "sklearn", *(["jax"] if os.environ.get("KERAS_BACKEND") == "tensorflow" else [])]
 
 
 @contextmanager
