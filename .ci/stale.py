@@ -6,7 +6,7 @@ from typing import Any
 from dvc.repo import Repo
 
 GOALS = ["evaluate", "report"]
-CHECK = "params"  # its output never changes, so no other stage runs because this one has run
+CHECK_STAGE = "params"  # its output never changes, so no other stage runs because this one has run
 ABSENT = ("deleted", "not in cache")
 
 
@@ -25,7 +25,7 @@ def stale_stages() -> list[str]:
         order = list(_order(chosen, set(outputs)))
     found: list[Any] = []
     for stage in order:
-        made_again = {out.fs_path for other in found if other.addressing != CHECK for out in other.outs}
+        made_again = {out.fs_path for other in found if other.addressing != CHECK_STAGE for out in other.outs}
         if stage in changed or any(dep.fs_path in made_again for dep in stage.deps):
             found.append(stage)
     return [stage.addressing for stage in found]

@@ -1,4 +1,4 @@
-"""How others make squares of photographs: the notebooks with Pillow, img2dataset, tf.data, and Pillow's other filters."""
+"""What the stage and `decode` are compared with: the notebooks with Pillow, img2dataset, tf.data, Pillow's other filters."""
 
 import importlib
 import io
@@ -113,7 +113,7 @@ def pillow(resample: Image.Resampling, gap: float | None, path: Path) -> np.ndar
         return np.asarray(image.convert("RGB").resize((SIZE, SIZE), resample, box, gap))
 
 
-def less_reduced(file: Path) -> np.ndarray:
+def _less_reduced(file: Path) -> np.ndarray:
     """`decode` with a constant of 1: libjpeg-turbo reduces more."""
     with patch.object(decoding, "MIN_REDUCED", 1.0):
         return decode(file, SIZE)
@@ -122,7 +122,7 @@ def less_reduced(file: Path) -> np.ndarray:
 # `decode`, and what would be faster, or was.
 SETTINGS: dict[str, Callable[[Path], np.ndarray]] = {
     "decode": partial(decode, size=SIZE),
-    "MIN_REDUCED 1.0": less_reduced,
+    "MIN_REDUCED 1.0": _less_reduced,
     "Pillow's Lanczos": partial(pillow, LANCZOS, None),
     "Pillow's Lanczos, first reduced by whole numbers": partial(pillow, LANCZOS, 1.0),
     "Pillow's bilinear": partial(pillow, Image.Resampling.BILINEAR, None),

@@ -29,14 +29,14 @@ from stages.common.prediction.classifier import Classifier, load_classifier
 from stages.common.runtime import errors
 from stages.common.runtime.files import write_text
 
-ROUNDS, SECONDS = 15, 30  # the latter ends it early, after no fewer than FEWEST
-FEWEST = 5
+ROUNDS, SECONDS = 15, 30  # the latter ends it early, after no fewer than MIN_ROUNDS
+MIN_ROUNDS = 5
 BATCH = 32
 PHOTOGRAPHS = 200
 
 NOTES = f"""
 *Keras* is the model as `predict` runs it: batch normalisation folded, `predict_on_batch`. All engines take one batch in turn,
-{FEWEST} to {ROUNDS} rounds, until {SECONDS} seconds have passed, after one that does not count; a ratio is the median over the rounds of that round's ratio, as other programs ran
+{MIN_ROUNDS} to {ROUNDS} rounds, until {SECONDS} seconds have passed, after one that does not count; a ratio is the median over the rounds of that round's ratio, as other programs ran
 at the same time. *Faster at 1*: Keras's time for one image over the format's. *Faster at {BATCH}*: the same for a batch of {BATCH}.
 """
 
@@ -76,7 +76,7 @@ def _seconds(engines: dict[str, Run], images: np.ndarray) -> dict[str, list[floa
     seconds: dict[str, list[float]] = {name: [] for name in engines}
     began = time.perf_counter()
     for number in range(ROUNDS + 1):
-        if number > FEWEST and time.perf_counter() - began > SECONDS:
+        if number > MIN_ROUNDS and time.perf_counter() - began > SECONDS:
             break
         for name, run in engines.items():
             start = time.perf_counter()

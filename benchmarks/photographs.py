@@ -10,7 +10,7 @@ from PIL import Image
 from benchmarks.competitors import whole
 
 
-def made(photographs: list[Path], shape: tuple[int, int], wanted: int, folder: Path) -> list[Path]:
+def make_photographs(photographs: list[Path], shape: tuple[int, int], wanted: int, folder: Path) -> list[Path]:
     """Make JPEGs of `shape` (width, height) of the photographs, of `wanted` bytes on average, or of quality 100 if that is less."""
 
     def encoded(image: Image.Image, quality: int) -> bytes:
@@ -18,10 +18,12 @@ def made(photographs: list[Path], shape: tuple[int, int], wanted: int, folder: P
         image.save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
         return buffer.getvalue()
 
-    some = [Image.fromarray(whole(file, shape)) for file in photographs[::4]]
+    every_fourth = [Image.fromarray(whole(file, shape)) for file in photographs[::4]]
     qualities = range(2, 100)
     quality = 2 + bisect_left(
-        qualities, wanted, key=lambda quality: sum(len(encoded(image, quality)) for image in some) // len(some)
+        qualities,
+        wanted,
+        key=lambda quality: sum(len(encoded(image, quality)) for image in every_fourth) // len(every_fourth),
     )
     folder.mkdir()
     total = 0

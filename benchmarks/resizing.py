@@ -22,7 +22,7 @@ import yaml
 
 from benchmarks import competitors
 from benchmarks.competitors import SETTINGS, SIZE
-from benchmarks.photographs import made, psnr
+from benchmarks.photographs import make_photographs, psnr
 from stages import chunked_resize
 from stages.common.images import layout
 from stages.common.images.decoding import decode
@@ -244,7 +244,7 @@ def measure(photographs: Path, work: Path) -> pd.DataFrame:
             ("1920x1080", (1920, 1080), 500_000, 6.0, None),
             ("1920x1080", (1920, 1080), 1_000_000, 6.0, None),
         ):
-            used = made(detailed, shape, wanted, work / f"{name}-{wanted}") if shape else files
+            used = make_photographs(detailed, shape, wanted, work / f"{name}-{wanted}") if shape else files
             title = f"{name}, {sum(file.stat().st_size for file in used) / len(used) / 1000:.0f} KB"
             targets = {"notebooks": notebooks, "img2dataset": 1.3, "tf.data lanczos3": 1.3}
             lines += _on_both_cores(title, used, work, targets, pools)

@@ -8,10 +8,9 @@ import itertools
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 import pandas as pd
@@ -24,7 +23,7 @@ from stages.common.images.decoding import DecodeError
 from stages.common.prediction.classifier import Classifier, label_images, load_classifier
 from stages.common.runtime import errors
 from stages.common.runtime.errors import UserError, printable
-from stages.common.runtime.files import destination, new_file, write_error
+from stages.common.runtime.files import destination, published_file, writing
 from stages.common.runtime.progress import progress
 
 ROWS = 64  # of the table, written at once
@@ -102,31 +101,37 @@ def csv_target(path: Path) -> Path:
     return destination(path)
 
 
+Table = Callable[[pd.DataFrame], None]
+
+
 @contextmanager
-def _table(target: Path | None) -> Iterator[TextIO | None]:
-    """A file to write to: atomically, or a device or pipe. Names of files that are not UTF-8 keep their bytes."""
+def _table(target: Path | None) -> Iterator[Table | None]:
+    """A function that writes rows: to a file, which is whole or absent, or to a device or pipe at once."""
     if target is None:
         yield None
-    elif target.is_file() or not target.exists():
-        with new_file(target) as temporary, _opened(temporary) as file:
-            yield file
-    else:
-        try:
-            with _opened(target) as file:
-                yield file
-        except OSError as error:
-            raise write_error(target, error) from error
+        return
+    regular = target.is_file() or not target.exists()
+    with ExitStack() as stack:
+        path = stack.enter_context(published_file(target)) if regular else target
+        with writing(target):
+            # Names of files that are not UTF-8 keep their bytes.
+            file = stack.enter_context(path.open("w", encoding="utf-8", errors="surrogateescape", newline=""))
+        header = itertools.chain([True], itertools.repeat(False))
 
+        def write(rows: pd.DataFrame) -> None:
+            with writing(target):
+                rows.to_csv(file, header=next(header), index=False, lineterminator="\n")
 
-def _opened(path: Path) -> TextIO:
-    return path.open("w", encoding="utf-8", errors="surrogateescape", newline="")
+        yield write
+        with writing(target):
+            file.close()
 
 
 def _predict(
     classifier: Classifier,
     images: list[Path],
     top: int,
-    table: TextIO | None,
+    table: Table | None,
     pictures: Pictures | None,
 ) -> None:
     """Print the labels of each image, or of many images a summary, and write table and pictures as they are labelled."""
@@ -149,7 +154,7 @@ def _predict(
             if good:
                 rows = prediction_table(pd.DataFrame({"image": list(good)}), np.stack(list(good.values())), labels)
                 if table:
-                    rows.to_csv(table, header=not found, index=False, lineterminator="\n")
+                    table(rows)
                 found.update(labels[number] for number in np.stack(list(good.values())).argmax(1))
             bar.update(len(part))
     if not found:

@@ -90,7 +90,7 @@ def main() -> None:
     if (file := data / groups.GROUPS).exists():
         kept, unknown = groups.merge(kept, file)
         print(
-            f"annotate: {file}: the images of a group are not divided; skipped {unknown} rows of images that are not in the data"
+            f"annotate: {file}: images of one group stay in one part; skipped {unknown} rows that name no image of the data"
         )
     numbers = {"layout": found.kind, **counts(found.table, kept, found.skipped.total())}
     write_csv(paths.ANNOTATIONS, kept)

@@ -17,7 +17,7 @@ from stages.common.images import layout
 from stages.common.images.decoding import DecodeError, decode
 from stages.common.runtime import errors, jobs, parameters, paths
 from stages.common.runtime.errors import UserError
-from stages.common.runtime.files import new_folder, reading, remove, write_json
+from stages.common.runtime.files import new_folder, read_lines, remove, write_json
 from stages.common.runtime.lock import lock
 from stages.common.runtime.progress import progress
 from stages.common.runtime.resuming import code, fingerprint, publish, resumable, unfinished
@@ -112,8 +112,7 @@ def main() -> None:
     job = UNLABELLED if parser.parse_args().images else LABELLED
     with lock(job.stage):
         values = parameters.load()
-        with reading(job.listed):
-            names = job.listed.read_text(encoding="utf-8").split("\n")[:-1]
+        names = read_lines(job.listed)
         if not names and job is LABELLED:
             raise UserError(f"{job.listed} lists no image; make it again with dvc repro")
         images = layout.images_folder(Path(values.data))

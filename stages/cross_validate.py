@@ -88,7 +88,7 @@ def part_of_fold(images: pd.DataFrame, groups: pd.Series, fold: np.ndarray, numb
     return images.assign(part=parts)
 
 
-def predict(train: Recipe, table: pd.DataFrame, values: Parameters, folder: Path, stage: str) -> np.ndarray:
+def train_and_predict(train: Recipe, table: pd.DataFrame, values: Parameters, folder: Path, stage: str) -> np.ndarray:
     """Train the chosen model on the parts train and validation of `table`, and predict its test part.
 
     Args:
@@ -193,7 +193,7 @@ def _predict_folds(
             checkpoints = path.with_suffix("")
             checkpoints.mkdir(exist_ok=True)
             place = f"{STAGE} {repeat * how.folds + number + 1}/{len(pieces)}"
-            save_array(path, predict(train, pd.concat([table, unlabelled]), values, checkpoints, place))
+            save_array(path, train_and_predict(train, pd.concat([table, unlabelled]), values, checkpoints, place))
             remove(checkpoints)
             bar.update()
     found: list[list[np.ndarray]] = [[] for _ in range(how.repeats)]

@@ -3,12 +3,12 @@
 from typing import Any
 
 import pandas as pd
-from sklearn.metrics import f1_score
 
 from stages.common.audit.leak import read_pairs, test_images_copied
 from stages.common.evaluation.label_issues import suspicious_labels
 from stages.common.evaluation.metrics import DIGITS
 from stages.common.evaluation.predictions import probabilities_of, read_predictions
+from stages.common.evaluation.scores import f1
 from stages.common.evaluation.summary import headline, label_scores, summary
 from stages.common.runtime import errors, parameters, paths
 from stages.common.runtime.files import write_csv, write_json
@@ -32,10 +32,10 @@ def _leak(predictions: pd.DataFrame) -> dict[str, Any]:
     """How much near-copies of training images raise the score: macro F1 without the test images that have one."""
     copied = predictions["image"].isin(test_images_copied(read_pairs(paths.NEAR_COPIES)))
     left = predictions[~copied]
-    score = f1_score(left["label"], left["prediction"], average="macro", zero_division=0) if len(left) else None
+    score = f1(left["label"].to_numpy(), left["prediction"].to_numpy(), "macro") if len(left) else None
     return {
         "test_images_with_near_copies": int(copied.sum()),
-        "macro_f1_without_near_copies": None if score is None else round(float(score), DIGITS["macro_f1"]),
+        "macro_f1_without_near_copies": None if score is None else round(score, DIGITS["macro_f1"]),
     }
 
 

@@ -10,7 +10,7 @@ from stages.common.networks.serialization import save
 from stages.common.pretraining.pretrainer import Done, images_to_learn_from, pretrain
 from stages.common.runtime import errors, parameters, paths
 from stages.common.runtime.backend import device, keras
-from stages.common.runtime.files import reading, write_csv, write_json
+from stages.common.runtime.files import read_lines, write_csv, write_json
 from stages.common.runtime.live import live_curves
 from stages.common.runtime.parameters import Pretrain, SelfSupervised
 from stages.common.runtime.resuming import code, fingerprint
@@ -29,9 +29,7 @@ def main() -> None:
 
 def _run(section: SelfSupervised, how: Pretrain, seed: int) -> None:
     rows = Rows(paths.RESIZED, "pixels", paths.UNLABELLED)
-    with reading(paths.PRETRAINING_LIST):
-        listed = paths.PRETRAINING_LIST.read_text(encoding="utf-8").split("\n")[:-1]
-    images = images_to_learn_from(rows, listed, STAGE)
+    images = images_to_learn_from(rows, read_lines(paths.PRETRAINING_LIST), STAGE)
     print(f"{STAGE}: {len(images)} images, on {device()}")
     inputs = fingerprint(file for folder in (paths.RESIZED, paths.UNLABELLED) for file in sorted(folder.iterdir()))
     depends = seed, section.pool, section.filters, how.model_dump(exclude={"extra"}), images, inputs

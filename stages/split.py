@@ -168,7 +168,7 @@ def _show(numbers: dict[str, int], labelled: int, section: parameters.Split, giv
     if section.group == "video" and without:
         which = "no labelled image has a" if without == labelled else f"{without} labelled images have no"
         print(
-            f"split: warning: {which} video or group; each counts as one of its own: the stage audit looks for near-copies"
+            f"split: warning: {which} video or group; each is treated as a video of its own. The stage audit looks for near-copies"
         )
     if few and given:
         print(f"split: warning: no validation or test image has the label: {'; '.join(few)}")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# The default, said aloud: Keras then starts without JAX, which is here for a few tests. Hundreds of stages start.
+# The default, set explicitly: Keras then starts without JAX, which is here for a few tests. Hundreds of stages start.
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 # Read when NumPy is loaded. Two stages at once with two threads each wait for each other: twice the time of a solver.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -169,6 +169,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     with (folder / "finished.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not shown.exists():
+            shutil.rmtree(path, ignore_errors=True)  # of another process that has failed
             clone = make_clone(path)
             text = clone.run("dvc", "repro")
             clone.run("git", "add", "-A")

@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 # Reads requests from stdin, one a line, and answers each on stdout. A fork leaves the loop, runs its code and ends as any
-# Python does.
+# Python does. Keras is loaded as the project does it: without packages that it does not need. TensorFlow reads the
+# environment's settings when it computes, which nothing has done before the fork.
 SERVER = """
 import gc, json, os, sys
 gc.disable()
+sys.modules["jax"] = sys.modules["sklearn"] = None
 import keras
+del sys.modules["jax"], sys.modules["sklearn"]
 gc.enable()
 gc.freeze()
 for line in sys.stdin:
@@ -29,13 +32,14 @@ for line in sys.stdin:
         code, arguments, folder, log = request
         log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
         answer = os.fork()
+        # By both: whichever runs first, a signal to the group that is sent after the answer reaches it.
+        os.setpgid(answer, answer)
         if not answer:
             break
         os.close(log)
     print(json.dumps(answer), flush=True)
 else:
     os._exit(0)
-os.setsid()
 os.chdir(folder)
 for number, file in enumerate((os.open(os.devnull, os.O_RDONLY), log, log)):
     os.dup2(file, number)
@@ -53,7 +57,6 @@ class Forks:
             env={**os.environ, **environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # what TensorFlow says when it is loaded
             text=True,
         )
 
@@ -62,13 +65,18 @@ class Forks:
         assert self._server.stdout
         self._server.stdin.write(json.dumps(request) + "\n")
         self._server.stdin.flush()
-        return json.loads(self._server.stdout.readline())
+        answer = self._server.stdout.readline()
+        assert answer, "the process that is forked has ended"
+        return json.loads(answer)
 
     def start(self, code: str, arguments: list[str], folder: Path, log: Path) -> "Fork":
-        """Run `code` as `python -c` does, in `folder` and in a session of its own, with stdout and stderr in `log`."""
+        """Run `code` as `python -c` does, in `folder` and in a process group of its own, with stdout and stderr in `log`."""
         return Fork(self, self.ask((code, arguments, str(folder), str(log))))
 
-    def close(self) -> None:
+    def __enter__(self) -> "Forks":
+        return self
+
+    def __exit__(self, *error: object) -> None:
         self._server.communicate()
 
 
@@ -86,7 +94,9 @@ class Fork:
         return self.returncode
 
     def wait(self) -> int:
+        end = time.monotonic() + 300
         while (code := self.poll()) is None:
+            assert time.monotonic() < end
             time.sleep(0.005)
         return code
 

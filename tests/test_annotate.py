@@ -265,9 +265,7 @@ def test_groups_csv_joins_videos(workspace: Path, capsys: pytest.CaptureFixture[
         "image,group\na/0.jpg,x\na/1.jpg,x\na/1.jpg,y\nb/7.jpg,y\nb/1.jpg,z\nb/2.jpg,z\ngone.jpg,z\n"
     )
     shown = run(workspace / "mine", capsys)
-    assert (
-        "groups.csv: the images of a group are not divided; skipped 1 rows of images that are not in the data" in shown
-    )
+    assert "groups.csv: images of one group stay in one part; skipped 1 rows that name no image of the data" in shown
     videos = pd.read_csv(paths.ANNOTATIONS, keep_default_na=False).set_index("image")["video"]
     assert videos[["a/0.jpg", "a/1.jpg", "b/7.jpg"]].nunique() == 1
     assert videos["b/1.jpg"] == videos["b/2.jpg"] != videos["a/0.jpg"]

@@ -10,19 +10,22 @@ import pandas as pd
 import pytest
 
 from benchmarks import ablation, pipeline
-from benchmarks.__main__ import PARTS, hardware
+from benchmarks.__main__ import PARTS
 from stages.common.comparison.results import Result
 from stages.common.evaluation.bootstrap import Difference
 from stages.common.runtime import paths
 from stages.common.runtime.parameters import Backbone, Pretrained
 from stages.common.runtime.plain_yaml import parse_yaml
-from tests.conftest import ROOT, make_clone
+from tests.conftest import ROOT, Clone, make_clone
 
 
-def test_every_part_is_a_file_and_the_header_names_the_commit() -> None:
+def test_every_part_is_a_file_and_the_header_names_the_commit(clone: Clone) -> None:
     assert all((ROOT / f"benchmarks/{part}.py").is_file() for part in PARTS)
-    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert f"commit {head.stdout.strip()}" in hardware()
+    head = clone.run("git", "rev-parse", "--short", "HEAD").strip()
+    show = (sys.executable, "-c", "from benchmarks.__main__ import hardware; print(hardware())")
+    assert f"commit {head}, " in clone.run(*show)
+    (clone.path / "README.md").write_text("")
+    assert f"commit {head} with changes, " in clone.run(*show)
 
 
 @pytest.mark.slow

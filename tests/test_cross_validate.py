@@ -79,13 +79,13 @@ def test_every_labelled_image_is_predicted_once_by_a_model_that_has_not_seen_its
     ready: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[pd.DataFrame] = []
-    original = cross_validate.predict
+    original = cross_validate.train_and_predict
 
-    def predict(train: Any, table: pd.DataFrame, *rest: Any) -> np.ndarray:
+    def train_and_predict(train: Any, table: pd.DataFrame, *rest: Any) -> np.ndarray:
         seen.append(table)
         return original(train, table, *rest)
 
-    monkeypatch.setattr(cross_validate, "predict", predict)
+    monkeypatch.setattr(cross_validate, "train_and_predict", train_and_predict)
     set_parameters(paths.PARAMETERS, {"cross_validation.repeats": 2})
     table, scores = run()
     assert len(table) == 2 * len(ready)
@@ -130,16 +130,16 @@ def test_a_run_that_was_stopped_resumes_with_the_next_fold_and_the_same_bytes(
     expected = [path.read_bytes() for path in outputs]
     for path in outputs:
         path.unlink()
-    original = cross_validate.predict
+    original = cross_validate.train_and_predict
     calls: list[str] = []
 
-    def predict(train: Any, table: pd.DataFrame, values: Any, folder: Path, stage: str) -> np.ndarray:
+    def train_and_predict(train: Any, table: pd.DataFrame, values: Any, folder: Path, stage: str) -> np.ndarray:
         calls.append(stage)
         if len(calls) == 2:
             raise KeyboardInterrupt
         return original(train, table, values, folder, stage)
 
-    monkeypatch.setattr(cross_validate, "predict", predict)
+    monkeypatch.setattr(cross_validate, "train_and_predict", train_and_predict)
     with pytest.raises(KeyboardInterrupt):
         run()
     assert not any(path.exists() for path in outputs)

@@ -235,8 +235,8 @@ def test_of_a_body_without_a_length_no_more_is_read_than_the_limit() -> None:
 
 
 def test_a_slow_answer_and_a_slow_upload_end_in_time_and_free_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(application, "SECONDS", 0.2)
-    monkeypatch.setattr(application, "IN_FLIGHT", 1)
+    monkeypatch.setattr(application, "MAX_SECONDS", 0.2)
+    monkeypatch.setattr(application, "MAX_REQUESTS", 1)
     go_on = threading.Event()
     client = Client(lambda: {"waited": go_on.wait(60)})
 

@@ -70,10 +70,9 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     clone = make_clone(folder / "clone")
     preset(clone.path / "preset", "vit")
     clone.set(cross_validation__folds=2, pretrain__epochs=1)
-    forks = Forks(PYTHONPATH=str(folder / "hook"), DVC_ROOT=str(clone.path), LOADED=str(folder))
     log = folder / "log.txt"
     # Of each kind that loads other code: a network of each source, a head of each kind.
-    for model, name, head, stages in (
+    rows = (
         ("scratch", "mobilenetv2", "softmax", [*FIRST, "train-scratch", "infer-scratch"]),
         (
             *("selfsupervised", "mobilenetv2", "softmax"),
@@ -85,13 +84,14 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
         ("backbone", "mobilenetv2", "conv", OF_BACKBONE),
         ("backbone", "efficientnet_lite0", "softmax", ["features-backbone"]),
         ("backbone", "hub:preset", "softmax", [*OF_BACKBONE, "cross-validate", *LAST]),
-    ):
-        size = "auto" if name.startswith("hub:") else TINY["backbone.input_size"]
-        clone.set(model=model, backbone__name=name, backbone__head=head, backbone__input_size=size)
-        for stage in stages:
-            fork = forks.start(RUN, [stage, *STAGES[stage]["cmd"].split()[2:]], clone.path, log)
-            assert fork.wait() == 0, log.read_text()
-    forks.close()
+    )
+    with Forks(PYTHONPATH=str(folder / "hook"), DVC_ROOT=str(clone.path), LOADED=str(folder)) as forks:
+        for model, name, head, stages in rows:
+            size = "auto" if name.startswith("hub:") else TINY["backbone.input_size"]
+            clone.set(model=model, backbone__name=name, backbone__head=head, backbone__input_size=size)
+            for stage in stages:
+                fork = forks.start(RUN, [stage, *STAGES[stage]["cmd"].split()[2:]], clone.path, log)
+                assert fork.wait() == 0, log.read_text()
     found: dict[str, set[str]] = {}
     for path in folder.glob("*.json"):
         found.setdefault(path.name.split(".")[0], set()).update(json.loads(path.read_text()))

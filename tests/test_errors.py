@@ -127,7 +127,7 @@ def call(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def all_stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which all stages have run."""
     folder = tmp_path_factory.mktemp("finished")
     shutil.copy(ROOT / "params.yaml", folder)
@@ -139,9 +139,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def copy(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def copy(all_stages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of that folder, as the current one."""
-    folder = shutil.copytree(finished, tmp_path / "copy")
+    folder = shutil.copytree(all_stages, tmp_path / "copy")
     monkeypatch.chdir(folder)
     return folder
 

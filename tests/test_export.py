@@ -514,7 +514,7 @@ def test_a_card_names_all_that_makes_the_model_again(workspace: Path, monkeypatc
     assert re.search("commit `[0-9a-f]{40}-dirty`", text)
     assert "resize:\n  size: 32" in text or "resize.size: 32" in text
     assert "images: 160" in text
-    assert "after all choices it learned from both together" in text
+    assert "after all choices the final model was trained on both" in text
 
 
 @pytest.mark.usefixtures("trained")

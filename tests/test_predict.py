@@ -4,6 +4,7 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -152,6 +153,21 @@ def test_a_table_that_can_not_be_written_is_noticed_before_the_model_is_loaded(
     paths.model_file("scratch").unlink()
     with pytest.raises(UserError, match=message):
         run(monkeypatch, "photos", "--csv", target)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), OSError("a bug")])
+def test_an_error_of_the_model_is_not_one_of_writing_the_table(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def broken(*_: object) -> Iterator[tuple[Path, np.ndarray]]:
+        yield photos / "ü 1.jpg", np.full(len(LABELS), 1 / len(LABELS))
+        raise error
+
+    monkeypatch.setattr(predict, "ROWS", 1)
+    monkeypatch.setattr(predict, "label_images", broken)
+    with pytest.raises(type(error), match="a bug"):
+        run(monkeypatch, "photos", "--csv", "out.csv")
+    assert not list(Path().glob("*out.csv*"))
 
 
 def test_the_table_follows_a_link_and_makes_its_folder(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,7 +165,7 @@ def test_a_line_of_code_is_part_of_the_key(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stage", ["train", "cross_validate"])
 def test_the_recipe_is_loaded_before_the_key_is_made(stage: str) -> None:
-    """Else a changed head would go on from what the old one has learnt."""
+    """Else a changed head would resume from what the old one has learnt."""
     lines = (ROOT / f"stages/{stage}.py").read_text(encoding="utf-8").splitlines()
     (recipe,) = [number for number, line in enumerate(lines) if " = recipe_of" in line]
     (key,) = [number for number, line in enumerate(lines) if "code()" in line and "with resumable" in line]

@@ -22,6 +22,7 @@ from stages.common.networks.serialization import load
 from stages.common.pretraining import pretrainer
 from stages.common.pretraining.vicreg import VICReg, covariance, invariance, spread
 from stages.common.pretraining.views import Strength, Views, view
+from stages.common.recipes import linear
 from stages.common.runtime import parameters, paths
 from stages.common.runtime.backend import keras
 from stages.common.runtime.errors import UserError
@@ -347,6 +348,16 @@ def test_the_model_starts_from_the_encoder_and_a_probe_keeps_it(
             assert (predictions["prediction"] == predictions["label"]).all()
 
 
+def test_a_probe_that_did_not_reach_its_optimum_says_so(
+    ready: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretrain.main()
+    set_parameters(Path("params.yaml"), {"selfsupervised.probe": True})
+    monkeypatch.setattr(linear, "MAX_ITERATIONS", 1)
+    run(train, "selfsupervised", monkeypatch=monkeypatch)
+    assert "train-selfsupervised: warning: not at the optimum after 1 iterations\n" in capsys.readouterr().out
+
+
 def test_an_encoder_of_other_images_is_one_line(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretrain.main()
     for folder in (paths.RESIZED, paths.UNLABELLED):
@@ -365,13 +376,13 @@ def test_in_cross_validation_each_fold_has_an_encoder_that_has_not_seen_it(
     split.loc[split["image"].isin(["6.jpg", "47.jpg"]), "video"] = "1"
     split.to_csv(paths.SPLIT, index=False)
     seen, tables = [], []
-    predict = cross_validate.predict
+    predict = cross_validate.train_and_predict
 
     def keep(train: Any, table: pd.DataFrame, *arguments: Any) -> np.ndarray:
         tables.append(table)
         return predict(train, table, *arguments)
 
-    monkeypatch.setattr(cross_validate, "predict", keep)
+    monkeypatch.setattr(cross_validate, "train_and_predict", keep)
 
     def record(rows: Rows, images: list[str], *arguments: Any) -> Any:
         seen.append(set(images))

@@ -27,7 +27,7 @@ def read(data: Path) -> Found:
     """The images of `data` with the names of their folders as labels.
 
     DATA/label/…, or DATA/category/activity/… if every image with a label is at least two folders deep. Folders with the
-    names of parts above them (train, validation, val, valid, test) give the parts; in a folder `unlabelled` no image has a
+    names of parts above them (as `PARTS`) give the parts; in a folder `unlabelled` no image has a
     label. With one level of labels, the label is both category and activity.
 
     Returns:

@@ -17,14 +17,14 @@ from stages.common.runtime.workers import available_cores
 
 SIDE = 32  # of the small grey images, in pixels
 
-# Candidates: the whole image against all others without their edges, as a copy may be cropped.
+# Candidates: each whole image against the centre crop of every other, as a copy may be cropped.
 SHORT = 6  # side of the image behind the descriptor
 CROP = 0.08
-CANDIDATE = 0.62  # smallest similarity
+MIN_SIMILARITY = 0.62
 MAX_CANDIDATES = 20  # of an image: those most alike
 
 # Grey levels from which a gradient counts as strong, whatever its size: else two images with one horizon each are alike.
-STRONG = 10
+MIN_GRADIENT = 10
 
 BLOCK = 128  # images at once
 
@@ -121,7 +121,7 @@ def _candidates(images: np.ndarray, advance: Callable[[int], object]) -> dict[bo
         for mirrored, descriptors in whole.items():
             similar = descriptors[start : start + BLOCK] @ inner
             np.fill_diagonal(similar[:, start:], 0)  # an image and itself
-            places = np.flatnonzero(similar > CANDIDATE)
+            places = np.flatnonzero(similar > MIN_SIMILARITY)
             if len(places) > MAX_CANDIDATES:
                 places = _most_alike(similar, places)
             rows, columns = np.divmod(places, len(images))
@@ -185,7 +185,7 @@ def _descriptors(images: np.ndarray, edges: list[tuple[float, float]], side: int
     fields = (rows @ weights.T).reshape(places, side, count, places, side).transpose(2, 0, 3, 1, 4)
     across, down = np.diff(fields, axis=-1), np.diff(fields, axis=-2)
     values: np.ndarray = np.concatenate([part.reshape(count, places**2, -1) for part in (across, down)], -1)
-    values /= np.abs(values) + STRONG
+    values /= np.abs(values) + MIN_GRADIENT
     # A plain surface has no gradients, and is like nothing.
     values /= np.maximum(np.linalg.norm(values, axis=-1, keepdims=True), 0.1)
     return values

@@ -32,8 +32,7 @@ class Experiment:
     def rest(self) -> dict[str, Any]:
         """Everything else that its results depend on: not the sections of other models and data sets."""
         others = _others(str(self.parameters.get("model")))
-        data = Path(str(self.parameters.get("data")))
-        others |= {Path(folder).name for folder in (paths.SAMPLE, paths.MPII) if Path(folder) != data}
+        others |= _other_data(str(self.parameters.get("data")))
         used = {key: value for key, value in self.parameters.items() if key.split(".")[0] not in others}
         return {key: value for key, value in used.items() if key not in SEEDS} | self.inputs
 
@@ -76,13 +75,18 @@ def _others(model: str) -> set[str]:
     )
 
 
+def _other_data(data: str) -> set[str]:
+    """The data sets of stages that `data` is not; their sections and stages have the names of their folders."""
+    return {Path(folder).name for folder in (paths.SAMPLE, paths.MPII) if not paths.same(data, folder)}
+
+
 def _inputs(read: Reader, model: str, data: str) -> dict[str, str]:
     """The shortened md5 of each file that the model's stages depend on and that no stage makes: code and raw data."""
     deps: dict[str, str] = {}
     made: set[str] = set()
-    # Entries of earlier runs of other models and data sets do not count, and cross-validate is always an extra one.
+    # Lock entries of other models and data sets, left by earlier runs, and of cross-validate do not count.
     others = {"cross-validate", *(f"-{other}" for other in _others(model))}
-    others |= {Path(folder).name for folder in (paths.SAMPLE, paths.MPII) if Path(folder) != Path(data)}
+    others |= _other_data(data)
     for lock in paths.LOCKS:
         try:
             stages = parse_yaml(read(lock))["stages"]

@@ -27,9 +27,9 @@ HERE = Path(__file__).parent
 TEMPLATE = HERE.parent / "report" / "demo.html"
 FILES = {"demo.js": "text/javascript", "demo.css": "text/css"}
 MAX_BYTES = 25_000_000  # of a photograph
-SECONDS = 60  # from the head of a request to its answer
+MAX_SECONDS = 60  # from the head of a request to its answer
 WORKERS = 2  # photographs that are decoded at a time: each may take a few 100 MB
-IN_FLIGHT = 8  # photographs that are received, wait or are labelled
+MAX_REQUESTS = 8  # photographs that are received, wait or are labelled
 UNKNOWN = "cannot identify image file"
 KNOWN = "expected a photograph as JPEG, PNG, WebP, TIFF, BMP, GIF or PPM"
 
@@ -47,7 +47,7 @@ class Demo:
             max_bytes=MAX_BYTES,
         )
         self.pool = ThreadPoolExecutor(WORKERS)
-        self.free = threading.BoundedSemaphore(IN_FLIGHT)
+        self.free = threading.BoundedSemaphore(MAX_REQUESTS)
 
     def styles(self) -> str:
         """Where the page's styles may come from: this server, and the page itself, by digest."""
@@ -65,10 +65,10 @@ class Demo:
         if "example" in request.query_params:
             example = _number(request, "example", len(self.examples.shown) if self.examples else 0)
         if not self.free.acquire(blocking=False):
-            raise HTTPException(503, f"{IN_FLIGHT} photographs are waiting already; try again in a few seconds")
+            raise HTTPException(503, f"{MAX_REQUESTS} photographs are waiting already; try again in a few seconds")
         work: Future[dict[str, Any]] | None = None
         try:
-            async with asyncio.timeout(SECONDS):
+            async with asyncio.timeout(MAX_SECONDS):
                 content = await _body(request) if example is None else b""
                 work = self.pool.submit(self._answer, model, example, content)
                 return JSONResponse(await asyncio.wrap_future(work))
@@ -145,7 +145,9 @@ def _told(error: Exception) -> HTTPException | None:
         case ClientDisconnect():
             return HTTPException(400, "the connection was closed")
         case TimeoutError():
-            return HTTPException(504, f"no answer within {SECONDS} seconds; try a smaller photograph, or again later")
+            return HTTPException(
+                504, f"no answer within {MAX_SECONDS} seconds; try a smaller photograph, or again later"
+            )
         case MemoryError():
             return HTTPException(503, "the server is out of memory; try a smaller photograph, or again later")
         case UserError():

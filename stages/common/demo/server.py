@@ -16,7 +16,7 @@ from stages.common.demo.guard import Guard, host_check, security_headers
 from stages.common.demo.models import Models, choices
 from stages.common.runtime.errors import UserError
 
-CONNECTIONS = 64  # at a time; browsers open up to six
+MAX_CONNECTIONS = 64  # at a time; browsers open up to six
 GRACE = 10  # seconds for what is being answered when the server is stopped
 
 
@@ -58,7 +58,7 @@ def serve(model: str | None, host: str, port: int, browser: bool) -> None:
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,
-                limit_concurrency=CONNECTIONS,
+                limit_concurrency=MAX_CONNECTIONS,
                 timeout_graceful_shutdown=GRACE,
             )
         )

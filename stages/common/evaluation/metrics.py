@@ -16,7 +16,7 @@ OF_LABELS = {
 # Of the probabilities of all labels. These differ by about 1e-6 between processors, and so may the order of two of them.
 OF_PROBABILITIES = {"top_5_accuracy": "top-5 accuracy", "mean_average_precision": "mean average precision"}
 METRICS = OF_LABELS | OF_PROBABILITIES
-# Of the figures in a file: what the processor changes must not show.
+# Digits in files, so few that differences between processors do not show.
 DIGITS = dict.fromkeys(OF_LABELS, 6) | dict.fromkeys(OF_PROBABILITIES, 3)
 TOP = 5
 BLOCK = 256  # images of a label at a time

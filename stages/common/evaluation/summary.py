@@ -1,4 +1,4 @@
-"""The figures of files of metrics, over all labels and by label."""
+"""The values of the metrics files, over all labels and by label."""
 
 from typing import Any
 

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from stages.common.networks.model_file import LOGITS
 from stages.common.runtime.backend import keras
 from stages.common.runtime.errors import UserError
 
-LOGITS = "logits"
 PLACES = 64  # in memory at a time, each as large as the maps
 TOLERANCE = 1e-3  # of the logits, by which the contributions may miss them
 

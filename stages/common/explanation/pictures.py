@@ -11,7 +11,7 @@ from stages.common.images.decoding import decode, dimensions
 from stages.common.runtime.files import new_file, write_error
 
 STEM = 50  # letters of a photograph's name in that of its picture
-LONGEST = 640  # pixels of the longer side
+MAX_SIDE = 640  # pixels of the longer side
 
 
 def picture(parts: Explained, path: Path, label: int) -> Image.Image:
@@ -26,13 +26,13 @@ def picture(parts: Explained, path: Path, label: int) -> Image.Image:
 
 
 def photograph(path: Path) -> np.ndarray:
-    """The photograph in `path` upright, in its own proportions, at most `LONGEST` pixels long: (height, width, 3) uint8.
+    """The photograph in `path` upright, in its own proportions, at most `MAX_SIDE` pixels long: (height, width, 3) uint8.
 
     Raises:
         DecodeError, OSError: it can't be decoded.
     """
     width, height = dimensions(path)
-    scale = min(1.0, LONGEST / max(width, height))
+    scale = min(1.0, MAX_SIDE / max(width, height))
     shape = max(1, round(scale * width)), max(1, round(scale * height))
     return np.asarray(Image.fromarray(decode(path, max(shape))).resize(shape, Image.Resampling.LANCZOS))
 

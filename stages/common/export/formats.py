@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from stages.common.runtime.backend import keras
-from stages.common.runtime.errors import UserError
+from stages.common.runtime.errors import UserError, debugging
 from stages.common.runtime.workers import available_cores
 
 # ONNX Runtime for Linux writes an identifier of the machine to the user's cache when it is imported, and collects telemetry.
@@ -186,7 +186,7 @@ def check(name: str) -> None:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without what converters and engines write to stderr, from C++ as well; `DEBUG=1` shows it."""
-    if os.environ.get("DEBUG", "0") not in ("", "0"):
+    if debugging():
         yield
         return
     stderr = os.dup(2)

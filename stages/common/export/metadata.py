@@ -57,7 +57,7 @@ def origin_of(file: Path) -> Origin | None:
         if any(one != other for one, other in chain):
             return None
         data = str(annotate["params"][str(paths.PARAMETERS)]["data"])
-        before = ["sample"] if _is_sample(data) else []
+        before = ["sample"] if paths.same(data, paths.SAMPLE) else []
         used = {}
         for stage in (
             *before,
@@ -117,16 +117,12 @@ def licence_of(origin: Origin | None) -> str:
     if origin is None:
         return UNKNOWN
     data = Path(origin.data)
-    if _is_sample(origin.data):
+    if paths.same(origin.data, paths.SAMPLE):
         own = origin.parameters.get("weights", "auto") in ("auto", "imagenet", "random") and not _learned_extra(origin)
         return MIT if own else UNKNOWN
-    if data.resolve() == Path(paths.MPII).resolve() or (data.is_dir() and has_annotation_file(data)):
+    if paths.same(origin.data, paths.MPII) or (data.is_dir() and has_annotation_file(data)):
         return RESEARCH
     return UNKNOWN
-
-
-def _is_sample(data: str) -> bool:
-    return Path(data).resolve() == Path(paths.SAMPLE).resolve()
 
 
 def _learned_extra(origin: Origin) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from stages.common.export.formats import FORMATS, Format, check, quiet
 from stages.common.export.graph import exportable, in_float32, is_float32
 from stages.common.export.metadata import describe
-from stages.common.export.verify import LIMIT, Comparison, compare, expected_of, images_to_compare
+from stages.common.export.verify import MAX_DIFFERENCE, Comparison, compare, expected_of, images_to_compare
 from stages.common.prediction.classifier import Classifier
 from stages.common.runtime.errors import UserError, is_system_fault, short
 from stages.common.runtime.files import destination, new_file, new_folder, write_error
@@ -55,7 +55,7 @@ def export(classifier: Classifier, name: str, out: Path) -> str:
         What was written and how it differs, as one line.
 
     Raises:
-        UserError: it can't be exported, or differs by more than `LIMIT`; nothing is left, and what was there stays.
+        UserError: it can't be exported, or differs by more than `MAX_DIFFERENCE`; nothing is left, and what was there stays.
     """
     form = FORMATS[name]
     check(name)
@@ -68,9 +68,9 @@ def export(classifier: Classifier, name: str, out: Path) -> str:
         with _one_line(f"{classifier.file} as {name}", out), quiet():
             form.write(exportable(classifier.model), temporary, metadata)
             found = compare(form.start(temporary), images, expected)
-        if not found.difference <= LIMIT:  # NaN is no difference that is small enough
+        if not found.difference <= MAX_DIFFERENCE:  # NaN is no difference that is small enough
             raise UserError(
-                f"{classifier.file} as {name}: {_told(found, what)}; expected at most {LIMIT:g}, so nothing was written"
+                f"{classifier.file} as {name}: {_told(found, what)}; expected at most {MAX_DIFFERENCE:g}, so nothing was written"
             )
         size = _size(temporary)
     line = f"export: {out.name} ({size / 1e6:.1f} MB): {_told(found, what)}; licence: {metadata['licence']}"

@@ -2,7 +2,6 @@
 
 import errno
 import gzip
-import hashlib
 import tarfile
 import zipfile
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from stages.common.images import layout
 from stages.common.runtime.errors import UserError, short
 from stages.common.runtime.paths import MPII_ANNOTATIONS
 from stages.common.runtime.progress import progress
+from stages.common.runtime.tracked import md5
 
 # Photographs and MATLAB files are compressed already; an archive that grows more than this contains something else.
 MAX_GROWTH = 20
@@ -22,8 +22,7 @@ DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCE
 
 def check_md5(path: Path, expected: str, parameter: str) -> None:
     """Raise a `UserError`, which names the parameter, and delete `path`, unless its md5 is `expected`."""
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    found = md5(path)
     if found != expected:
         path.unlink()
         raise UserError(

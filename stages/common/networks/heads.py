@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from stages.common.networks.model_file import LOGITS, STANDARDISE
 from stages.common.runtime.backend import Layers, keras
 
 
@@ -25,7 +26,7 @@ def make_head(kind: str, labels: int, l2: float, features: Iterable[np.ndarray])
     regularizer = keras.regularizers.L2(l2) if l2 else None
     return _sequence(
         *layers,
-        keras.layers.Dense(labels, kernel_regularizer=regularizer, dtype="float32", name="logits"),
+        keras.layers.Dense(labels, kernel_regularizer=regularizer, dtype="float32", name=LOGITS),
     )
 
 
@@ -56,7 +57,7 @@ def _standardised(features: Iterable[np.ndarray]) -> list[Any]:
     mean, variance = _moments(features)
     # A feature that hardly varies is noise: it must not be amplified.
     variance = np.maximum(variance, max(1e-2 * variance.mean(), 1e-12))
-    return [keras.layers.Normalization(mean=mean, variance=variance, name="head_standardise")]
+    return [keras.layers.Normalization(mean=mean, variance=variance, name=STANDARDISE)]
 
 
 def _moments(blocks: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

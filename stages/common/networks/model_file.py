@@ -19,8 +19,10 @@ METADATA = "metadata.json"
 MAX_METADATA = 1 << 20
 # Weights hardly compress: a member of the archive that expands more than this is made to fill the memory.
 MAX_GROWTH = 20
-# The layer of a whole model whose output the head takes.
+# Names of layers: the one whose output the head takes, the one that standardises it, and the last one before softmax.
 FEATURES = "features"
+STANDARDISE = "head_standardise"
+LOGITS = "logits"
 
 
 def load_labels(path: Path) -> list[str]:

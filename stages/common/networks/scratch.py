@@ -1,5 +1,6 @@
 """The CNN that is trained from random weights: convolutions, and a classifier on them."""
 
+from stages.common.networks.model_file import LOGITS
 from stages.common.runtime.backend import keras
 
 
@@ -34,7 +35,7 @@ def classifier(convolutions: keras.Model, dropout: float, labels: int) -> keras.
     """
     flat = keras.layers.Flatten(name="flatten")(convolutions.output)
     x = keras.layers.Dropout(dropout, name="dropout")(flat)
-    logits = keras.layers.Dense(labels, dtype="float32", name="logits")(x)
+    logits = keras.layers.Dense(labels, dtype="float32", name=LOGITS)(x)
     return keras.Model(convolutions.input, logits, name="scratch")
 
 

@@ -122,7 +122,7 @@ def _compiled(learner: keras.Model, side: int, learning_rate: float, steps: int)
     """`learner` with its expander, ready for `steps` steps of VICReg."""
     model = with_expander(learner, side)
     rate = keras.optimizers.schedules.CosineDecay(learning_rate, max(1, steps))
-    # As functions they would be made within the first step, which TensorFlow would then trace twice.
+    # Created here: Keras would build them in the first step, and TensorFlow would trace that step twice.
     metrics = [keras.metrics.MeanMetricWrapper(each, each.__name__) for each in (invariance, covariance, spread)]
     model.compile(keras.optimizers.AdamW(rate, WEIGHT_DECAY), VICReg(), metrics=metrics)
     model.optimizer.build(model.trainable_variables)

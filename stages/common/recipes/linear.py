@@ -1,15 +1,43 @@
 """The optimum of a linear head, by scikit-learn in float64: the same on every machine up to rounding, unlike epochs."""
 
 import warnings
+from collections.abc import Iterable
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
+from stages.common.networks.model_file import LOGITS, STANDARDISE
+from stages.common.runtime.backend import keras
+
 # So near to the optimum, the rounding of another processor moves a probability by about 1e-6.
 TOLERANCE = 1e-8
 MAX_ITERATIONS = 1_000
 ABSENT = -1e3  # logit of a label without training images
+
+
+def fit_head(model: keras.Model, blocks: Iterable[np.ndarray], labels: np.ndarray, imbalance: str, l2: float) -> bool:
+    """Give the linear head of a model the weights of its optimum, by `solve`.
+
+    Args:
+        model: that ends in a head softmax, as `make_head` makes it.
+        blocks: features of the training images, (any, channels) float32 each.
+        labels: numbers of the labels, (n,) int.
+        imbalance: none or class_weight.
+        l2: more than 0.
+
+    Returns:
+        Whether the optimum was reached.
+    """
+    standardise = model.get_layer(STANDARDISE)
+    mean, deviation = (keras.ops.convert_to_numpy(value) for value in (standardise.mean, standardise.variance**0.5))
+    features, first = np.empty((len(labels), mean.shape[-1])), 0
+    for block in blocks:
+        features[first : first + len(block)] = (block - mean) / deviation
+        first += len(block)
+    *weights, iterations = solve(features, labels, model.output.shape[-1], imbalance, l2)
+    model.get_layer(LOGITS).set_weights(weights)
+    return iterations < MAX_ITERATIONS
 
 
 def solve(

@@ -107,18 +107,12 @@ class _Transfer:
 
     def _solve(self, head: keras.Model, examples: Examples, phase: Phase) -> Fit:
         """Give the linear head `head` the weights of its optimum."""
-        start, train = time.perf_counter(), examples.train
-        standardise = head.get_layer("head_standardise")
-        mean, deviation = (keras.ops.convert_to_numpy(value) for value in (standardise.mean, standardise.variance**0.5))
-        features = np.empty((len(train.names), *self.features.shape))
-        for first, block in zip(range(0, len(features), BLOCK), self._blocks(train), strict=True):
-            features[first : first + BLOCK] = (block - mean) / deviation
-        stage = self.trainer.stage
-        print(f"{stage}: solving phase {phase.name}: {len(features)} images, {self.labels} labels", flush=True)
-        *weights, iterations = linear.solve(features, train.labels, self.labels, phase.imbalance, self.section.l2)
-        if iterations == linear.MAX_ITERATIONS:
-            print(f"{stage}: warning: not at the optimum after {iterations} iterations; raise {self.name}.l2")
-        head.get_layer("logits").set_weights(weights)
+        start, train, stage = time.perf_counter(), examples.train, self.trainer.stage
+        print(f"{stage}: solving phase {phase.name}: {len(train.names)} images, {self.labels} labels", flush=True)
+        if not linear.fit_head(head, self._blocks(train), train.labels, phase.imbalance, self.section.l2):
+            print(
+                f"{stage}: warning: not at the optimum after {linear.MAX_ITERATIONS} iterations; raise {self.name}.l2"
+            )
         return self.trainer.record(head, examples, phase, time.perf_counter() - start)
 
     def _blocks(self, part: Part) -> Iterator[np.ndarray]:

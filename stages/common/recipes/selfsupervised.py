@@ -76,7 +76,7 @@ def _train_on(
     trainer: Trainer,
 ) -> Trained:
     if section.probe:
-        return _probe(encoder, name, section, seed, split, trainer)
+        return _probe(encoder, section, seed, split, trainer)
 
     def build(rows: Rows, labels: int) -> keras.Model:
         return classifier(encoder(rows), section.dropout, labels)
@@ -86,7 +86,6 @@ def _train_on(
 
 def _probe(
     encoder: Callable[[Rows], keras.Model],
-    name: str,
     section: SelfSupervised,
     seed: int,
     split: pd.DataFrame,
@@ -102,12 +101,9 @@ def _probe(
     features = _outputs(keras.Model(base.input, pooled), rows, train)
     head = make_head("softmax", len(labels), PROBE_L2 / (2 * len(features)), [features])
     model = keras.Model(base.input, head(pooled))
-    standardise = model.get_layer("head_standardise")
-    mean, deviation = (keras.ops.convert_to_numpy(value) for value in (standardise.mean, standardise.variance**0.5))
     imbalance = "none" if section.imbalance == "none" else "class_weight"
-    values = ((features - mean) / deviation).astype(np.float64)
-    *weights, _ = linear.solve(values, train.labels, len(labels), imbalance, PROBE_L2)
-    model.get_layer("logits").set_weights(weights)
+    if not linear.fit_head(model, [features], train.labels, imbalance, PROBE_L2):
+        print(f"{trainer.stage}: warning: not at the optimum after {linear.MAX_ITERATIONS} iterations")
     phase = phase_of("linear probe", section, seed, imbalance=imbalance)
     best, _ = trainer.record(model, Examples(rows, train, validation), phase, time.perf_counter() - start)
     return Trained(model, rows, lambda: model, labels, best)

@@ -1,1 +1,1 @@
-"""The results as one HTML page."""
+"""The pages: the results, the data, suspicious labels, the demo."""

@@ -94,7 +94,7 @@ try:
 
         if keras.backend.backend() not in ("tensorflow", "jax"):
             raise ValueError(f"the backend {keras.backend.backend()} of keras.json or KERAS_BACKEND can't train")
-        # Here, where messages are held back; but JAX must not look before the processes of a training have found each other.
+        # Here, while stderr is held back. JAX must not list them before the processes of a training have joined.
         if not several_processes():
             keras.distribution.list_devices()
 except (ImportError, ValueError) as error:

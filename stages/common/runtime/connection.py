@@ -13,9 +13,9 @@ from stages.common.runtime.errors import UserError, short
 if TYPE_CHECKING:
     from distributed import Client
 
-ANSWER = 8  # seconds in which a scheduler must answer
+MAX_SECONDS = 8  # seconds in which a scheduler must answer
 # Seconds to wait for a first worker, or another one when all have died, unless Dask's configuration says.
-NO_WORKERS = 60.0
+MAX_SECONDS_WITHOUT_WORKERS = 60.0
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def connected(address: str) -> Iterator["Client"]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", VersionMismatchWarning)  # the versions that matter are checked
         try:
-            client = Client(address, timeout=ANSWER, set_as_default=False)
+            client = Client(address, timeout=MAX_SECONDS, set_as_default=False)
         except OSError as error:
             raise _no_answer(address, error) from error
     try:
@@ -60,7 +60,7 @@ def _check_answer(address: str) -> None:
             await scheduler.identity()
 
     try:
-        asyncio.run(asyncio.wait_for(ask(), ANSWER))
+        asyncio.run(asyncio.wait_for(ask(), MAX_SECONDS))
     except (OSError, TypeError, ValueError, MemoryError) as error:
         raise _no_answer(address, error) from error
 
@@ -88,7 +88,7 @@ def patience() -> float:
 
     told = dask.config.get("distributed.scheduler.no-workers-timeout", None)
     try:
-        return NO_WORKERS if told is None else float(parse_timedelta(told))
+        return MAX_SECONDS_WITHOUT_WORKERS if told is None else float(parse_timedelta(told))
     except (KeyError, ValueError) as error:
         raise UserError(
             f"Dask's distributed.scheduler.no-workers-timeout is {told!r}; expected a time, such as 60 or 2 minutes"

@@ -81,8 +81,13 @@ def fail(message: str) -> NoReturn:
 
 def print_traceback() -> None:
     """Print the traceback of the error that is being handled, if `DEBUG` asks for it."""
-    if os.environ.get("DEBUG", "0") not in ("", "0"):
+    if debugging():
         traceback.print_exc()
+
+
+def debugging() -> bool:
+    """Whether `DEBUG` in the environment asks for more than one line."""
+    return os.environ.get("DEBUG", "0") not in ("", "0")
 
 
 def short(error: BaseException, limit: int = 160) -> str:

@@ -21,23 +21,43 @@ if TYPE_CHECKING:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; publish it under `path` by rename when the block succeeds.
+    """Yield a temporary path beside `path`, for a block that only writes; publish it by rename when the block succeeds.
 
     Raises:
         UserError: the system refused to write (disk full, no permission).
     """
+    with writing(path), published_file(path) as temporary:
+        yield temporary
+
+
+@contextmanager
+def published_file(path: Path) -> Iterator[Path]:
+    """As `new_file`, for a block that does other work, too: its errors are not taken for those of writing."""
     temporary = _temporary(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_leftovers(path)
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # HDF5 may notice a full disk when it closes the file: a RuntimeError
-        raise write_error(path, error) from error
+        with writing(path):
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Name `path` when the block can't write it.
+
+    Raises:
+        UserError: the system refused to write (disk full, no permission).
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # HDF5 may notice a full disk when it closes the file: a RuntimeError
+        raise write_error(path, error) from error
 
 
 @contextmanager
@@ -152,6 +172,16 @@ def reading(path: Path) -> Iterator[None]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or short(error)
         raise UserError(f"could not read {path}: {reason}; make it again with dvc repro") from error
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file that a stage writes.
+
+    Raises:
+        UserError: it can't be read.
+    """
+    with reading(path):
+        return path.read_text(encoding="utf-8").split("\n")[:-1]
 
 
 def read_json(path: Path) -> Any:

@@ -157,12 +157,12 @@ class Parameters(Section):
     @property
     def uses_sample(self) -> bool:
         """Whether `data` is the synthetic sample, however the path is spelled."""
-        return self._uses(paths.SAMPLE)
+        return paths.same(self.data, paths.SAMPLE)
 
     @property
     def uses_mpii(self) -> bool:
         """Whether `data` is the downloaded MPII, however the path is spelled."""
-        return self._uses(paths.MPII)
+        return paths.same(self.data, paths.MPII)
 
     def initial_weights(self, model: str) -> str:
         """Where a model starts: imagenet, random, a weights file, or for selfsupervised its own encoder."""
@@ -178,9 +178,6 @@ class Parameters(Section):
         """The section of the chosen model."""
         section: Scratch | Pretrained = getattr(self, self.model)
         return section
-
-    def _uses(self, folder: str) -> bool:
-        return Path(self.data).resolve() == Path(folder).resolve()
 
 
 def _sections(*kinds: type[Training]) -> tuple[str, ...]:
@@ -240,7 +237,7 @@ def _check_data(parameters: Parameters, path: Path) -> None:
         raise UserError(
             f"{path}: data is {parameters.data!r}, which contains several data sets; choose one, e.g. {paths.SAMPLE}"
         )
-    if not any(parameters._uses(folder) for folder in made_here) and not Path(parameters.data).is_dir():
+    if not (parameters.uses_sample or parameters.uses_mpii) and not Path(parameters.data).is_dir():
         raise UserError(
             f"{path}: data is {parameters.data!r}, which is not a folder; allowed are {', '.join(made_here)} or a folder "
             "of photographs (docs/data.md says how it may look)"

@@ -58,6 +58,11 @@ CITATION = Path("CITATION.bib")
 MODEL_FILE = "model.keras"
 
 
+def same(data: str, folder: str) -> bool:
+    """Whether two spellings of a path, such as ./data/raw/sample, are of the same folder."""
+    return Path(data).resolve() == Path(folder).resolve()
+
+
 def lock(stage: str) -> Path:
     return Path(f"data/.{stage}.lock")
 

@@ -107,7 +107,7 @@ def _join() -> None:
             f"or unset {VARIABLES} and start one task"
         )
     jax = import_module("jax")
-    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM, and go on
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM, and the process would continue
     keras.utils.set_random_seed(0)  # else Keras lets the processes agree on one, which fails with unequal devices
     try:
         _check_port()

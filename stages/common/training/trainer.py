@@ -104,7 +104,7 @@ class Trainer:
         counts = np.bincount(examples.train.labels, minlength=model.output.shape[-1])
         # The decay to 0 makes the last epochs alike: the best one is then hardly an accident of rounding.
         rate = keras.optimizers.schedules.CosineDecay(phase.learning_rate, phase.epochs * _steps(examples, phase))
-        # By its name it would be made within the first step, which TensorFlow would then trace twice.
+        # Created here: Keras would build it by its name in the first step, and TensorFlow would trace that step twice.
         accuracy = keras.metrics.CategoricalAccuracy("accuracy")
         model.compile(keras.optimizers.Adam(rate), make_loss(phase.imbalance, counts), metrics=[accuracy])
         model.optimizer.build(model.trainable_variables)
