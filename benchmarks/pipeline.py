@@ -12,10 +12,10 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from stages.common.runtime import paths
 from stages.common.runtime.plain_yaml import parse_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = ("dvc.yaml", "data/dvc.yaml", "models/dvc.yaml")
 REPETITIONS = 7
 
 NOTES = """
@@ -56,7 +56,7 @@ def _run(folder: Path, *command: str) -> float:
 def fresh_clone(path: Path) -> Path:
     """A clone without results."""
     subprocess.run(["git", "clone", "-q", str(ROOT), str(path)], check=True)
-    for file in FILES:
+    for file in paths.PIPELINES:
         (path / file).with_name("dvc.lock").unlink(missing_ok=True)
     commit(path, "Nothing is done")
     return path
@@ -94,7 +94,7 @@ def _import_seconds(clone: Path, stage: str) -> float:
 def empty_copy(clone: Path, path: Path) -> Path:
     """A pipeline of the same shape: the same files, parameters and names, and commands that make empty outputs."""
     shutil.copytree(clone, path, ignore=shutil.ignore_patterns("cache", "tmp", "data", "models", "metrics", "plots"))
-    for file in FILES:
+    for file in paths.PIPELINES:
         content: dict[str, Any] = parse_yaml((ROOT / file).read_text(encoding="utf-8"))
         for stage in content["stages"].values():
             stage["cmd"] = "; ".join(_made(out) for kind in ("outs", "metrics", "plots") for out in stage.get(kind, []))

@@ -32,7 +32,7 @@ def test_every_part_is_a_file_and_the_header_names_the_commit(clone: Clone) -> N
 def test_the_empty_pipeline_has_the_same_stages_and_outputs_and_runs(tmp_path: Path) -> None:
     clone = make_clone(tmp_path / "clone")
     empty = pipeline.empty_copy(clone.path, tmp_path / "empty")
-    for file in pipeline.FILES:
+    for file in paths.PIPELINES:
         ours, theirs = (parse_yaml((path / file).read_text(encoding="utf-8"))["stages"] for path in (clone.path, empty))
         assert {name: stage | {"cmd": ""} for name, stage in ours.items()} == {
             name: stage | {"cmd": ""} for name, stage in theirs.items()

@@ -54,7 +54,7 @@ def results(seed: int, md5: str) -> Texts:
         paths.curves("scratch"): curves.to_csv(index=False),
         **dict.fromkeys(committed.EXACT, '{"images": 120}'),
         **{lock: json.dumps({"stages": {}}) for lock in paths.LOCKS[:2]},
-        paths.LOCKS[2]: json.dumps({"stages": {"infer-scratch": {"outs": [out]}}}),
+        paths.MODELS_LOCK: json.dumps({"stages": {"infer-scratch": {"outs": [out]}}}),
     }
 
 
@@ -156,7 +156,7 @@ def test_a_stale_score_is_found_where_rounding_differs(name: str) -> None:
 def test_the_scores_of_a_solved_head_must_be_equal_on_any_processor() -> None:
     mine = results(1, "aa")
     other = in_json(paths.TRAINING, seconds=9.0, validation_macro_f1=0.7110004)(
-        mine | {paths.LOCKS[2]: results(1, "bb")[paths.LOCKS[2]]}
+        mine | {paths.MODELS_LOCK: results(1, "bb")[paths.MODELS_LOCK]}
     )
     assert not wrong(mine, other, solved=True)
     assert wrong(mine, results(2, "bb"), solved=True)

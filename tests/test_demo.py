@@ -77,7 +77,7 @@ def write_lock(folder: Path) -> None:
         kind: [{"path": str(path), "md5": tracked.md5(folder / path)}]
         for kind, path in (("deps", paths.model_file("scratch")), ("outs", paths.predictions("scratch")))
     }
-    lock = folder / paths.LOCKS[2]
+    lock = folder / paths.MODELS_LOCK
     lock.write_text(yaml.safe_dump({"schema": "2.0", "stages": {"infer-scratch": made}}), encoding="utf-8")
 
 

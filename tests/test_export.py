@@ -374,7 +374,7 @@ def write_locks(name: str, data: str = DATA, **parameters: Any) -> None:
         },
         f"infer-{name}": {"deps": [entry(model)], "outs": [entry(predictions)]},
     }
-    for lock, content in ((paths.LOCKS[0], stages), (paths.LOCKS[2], trained)):
+    for lock, content in ((paths.MAIN_LOCK, stages), (paths.MODELS_LOCK, trained)):
         lock.parent.mkdir(exist_ok=True)
         lock.write_text(yaml.safe_dump({"schema": "2.0", "stages": content}), encoding="utf-8")
 
@@ -419,7 +419,7 @@ def test_the_licence_is_that_of_the_data_that_the_model_learned_from(workspace: 
 
 
 @pytest.mark.usefixtures("trained")
-@pytest.mark.parametrize("edited", [paths.LOCKS[0], paths.LOCKS[2], paths.model_file("scratch"), None])
+@pytest.mark.parametrize("edited", [paths.MAIN_LOCK, paths.MODELS_LOCK, paths.model_file("scratch"), None])
 def test_nothing_is_claimed_of_a_model_that_the_locks_do_not_tell_of(workspace: Path, edited: Path | None) -> None:
     assert licence() == metadata.MIT
     file = edited or Path("copy.keras")
@@ -520,7 +520,7 @@ def test_a_card_names_all_that_makes_the_model_again(workspace: Path, monkeypatc
 @pytest.mark.usefixtures("trained")
 @pytest.mark.parametrize("content", ["", "<<<<<<< HEAD\nstages:\n"])
 def test_a_damaged_lock_file_is_named(workspace: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
-    paths.LOCKS[0].write_text(content)
+    paths.MAIN_LOCK.write_text(content)
     with pytest.raises(UserError, match="^dvc.lock: not a lock file of DVC .*; resolve the conflict, or git checkout"):
         hub_folder(monkeypatch)
 
@@ -630,16 +630,22 @@ def test_keras_on_jax_writes_a_saved_model_and_says_what_it_can_not(workspace: P
     assert refused.stderr == ("error: --format litert can't be written by Keras on jax; set KERAS_BACKEND=tensorflow\n")
 
 
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory: pytest.TempPathFactory, noise: np.ndarray) -> Path:
+    folder = tmp_path_factory.mktemp("vit")
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(1)
+    keras_hub.models.ViTBackbone((32, 32, 3), 8, 2, 2, 16, 32).save_to_preset(str(folder / "preset"))
+    network = backbone(find(f"hub:{folder / 'preset'}"), 72, None, "imagenet", noise)
+    save(with_head(network, "softmax", noise), folder / "vit.keras", LABELS)
+    return folder / "vit.keras"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OUT)
 def test_a_network_of_keras_hub_is_exported(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch, noise: np.ndarray, name: str
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, vit: Path, noise: np.ndarray, name: str
 ) -> None:
-    keras.utils.clear_session()
-    keras.utils.set_random_seed(1)
-    keras_hub.models.ViTBackbone((32, 32, 3), 8, 2, 2, 16, 32).save_to_preset("preset")
-    network = backbone(find("hub:preset"), 72, None, "imagenet", noise)
-    save(with_head(network, "softmax", noise), Path("vit.keras"), LABELS)
-    run(monkeypatch, "--model", "vit.keras", "--format", name, OUT[name])
-    expected = load(Path("vit.keras"))[0].predict_on_batch(noise)
+    run(monkeypatch, "--model", vit, "--format", name, OUT[name])
+    expected = load(vit)[0].predict_on_batch(noise)
     np.testing.assert_allclose(formats.FORMATS[name].start(Path(OUT[name]))(noise), expected, atol=1e-5)

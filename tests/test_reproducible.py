@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import yaml
 
+from stages.common.runtime import paths
 from stages.common.runtime.parameters import MODELS
 from tests.conftest import Clone, make_clone
 
 pytestmark = pytest.mark.slow
 
-LOCKS = ("dvc.lock", "data/dvc.lock", "models/dvc.lock")
 STATE_TIME = (
     "models/{}/timing",
     "models/{}/timing/train.json",
@@ -26,7 +26,7 @@ def md5s(clone: Clone) -> dict[str, Any]:
     """What the lock files say of each stage: parameters, and size and md5 of each input and output; time apart."""
     found: dict[str, Any] = {}
     timing = {path.format(model) for path in STATE_TIME for model in MODELS}
-    for lock in LOCKS:
+    for lock in paths.LOCKS:
         for name, stage in yaml.safe_load((clone.path / lock).read_text(encoding="utf-8"))["stages"].items():
             entries = {
                 e["path"]: e for kind in ("deps", "outs") for e in stage.get(kind, []) if e["path"] not in timing

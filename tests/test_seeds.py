@@ -201,7 +201,7 @@ def test_outputs_of_stages_and_code_of_other_models_and_data_make_no_group(repos
 
 def test_photographs_of_ones_own_need_no_lock_of_the_data_sets(repository: Experiments) -> None:
     repository.run("git", "checkout", "-q", f"refs/exps/{repository.start[:2]}/{repository.start[2:]}/seed-3")
-    repository.run("git", "rm", "-q", str(paths.LOCKS[1]))
+    repository.run("git", "rm", "-q", str(paths.DATA_LOCK))
     repository.run("git", "commit", "-qm", "Without it")
     shown = ask(repository, "seed-1", "seed-2", "HEAD")
     assert shown.splitlines()[-1].split()[:2] == ["model=scratch", "3"]

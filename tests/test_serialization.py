@@ -189,6 +189,22 @@ def test_a_model_without_features_has_no_head(small: Path) -> None:
         head_of(model)
 
 
+@pytest.mark.parametrize(
+    ("labels", "line"),
+    [
+        (["a\x1b[2J", "b"], r"\(its labels contain control characters\)"),
+        (["a" * (1 << 20), "b"], r"\(its metadata.json is larger than 1048576 bytes\)"),
+    ],
+)
+def test_labels_that_would_control_a_terminal_or_fill_the_memory_are_refused(
+    small: Path, labels: list[str], line: str
+) -> None:
+    model, _ = load(small)
+    save(model, small, labels)
+    with pytest.raises(UserError, match=f"not a model of this project {line}"):
+        load(small)
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.weights.h5", "more"])
 def test_an_archive_that_expands_is_refused_before_it_is_read(small: Path, name: str) -> None:
     with zipfile.ZipFile(small) as archive:

@@ -36,7 +36,7 @@ def test_the_stage_that_reads_an_edited_table_names_it_and_what_it_says_helps(cl
 
 
 def test_a_stage_that_is_run_by_hand_reads_what_is_there(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lock = paths.LOCKS[0]
+    lock = paths.MAIN_LOCK
     paths.SPLIT.parent.mkdir()
     paths.SPLIT.write_text("edited")
     lock.write_text("stages: {split: {outs: [{path: data/split.csv, md5: 00ab}]}}")

@@ -91,7 +91,7 @@ def _inputs(read: Reader, model: str, data: str) -> dict[str, str]:
         try:
             stages = parse_yaml(read(lock))["stages"]
         except FileNotFoundError:  # photographs of one's own need no stage of data/dvc.yaml
-            if lock == paths.LOCKS[0]:
+            if lock == paths.MAIN_LOCK:
                 raise
             continue
         for name, stage in stages.items():

@@ -19,6 +19,7 @@ from stages.common.runtime.errors import UserError
 from stages.common.runtime.parameters import flatten
 from stages.common.runtime.plain_yaml import parse_yaml
 from stages.common.runtime.revisions import Reader
+from stages.common.runtime.tracked import recorded_md5
 
 COSTS = {"seconds": float, "parameters": int}
 # What is wrong with a file that was edited, or written by another program.
@@ -96,13 +97,14 @@ def refuse_stale_scores(name: str, read: Reader) -> None:
     """
     try:
         parameters = parse_yaml(read(paths.PARAMETERS))
-        stages = {key: value for lock in paths.LOCKS[::2] for key, value in parse_yaml(read(lock))["stages"].items()}
+        locks = (paths.MAIN_LOCK, paths.MODELS_LOCK)
+        stages = {key: value for lock in locks for key, value in parse_yaml(read(lock))["stages"].items()}
         model = str(parameters["model"])
         evaluated = stages["evaluate"]["params"][str(paths.PARAMETERS)]["model"]
         train, infer = stages[f"train-{model}"], stages[f"infer-{model}"]
         files = (paths.model_file(model), train, infer), (paths.predictions(model), infer, stages["evaluate"])
         stale = evaluated != model or any(
-            _md5(maker["outs"], path) != _md5(reader["deps"], path) for path, maker, reader in files
+            recorded_md5(maker, "outs", path) != recorded_md5(reader, "deps", path) for path, maker, reader in files
         )
     except (FileNotFoundError, *WRONG):
         return  # what is wrong is said by those who need it
@@ -126,7 +128,7 @@ def read_out_of_fold(name: str, read: Reader) -> Result | str:
     try:
         parameters = parse_yaml(read(paths.PARAMETERS))
         model = str(parameters["model"])
-        locked = parse_yaml(read(paths.LOCKS[-1]))["stages"]
+        locked = parse_yaml(read(paths.MODELS_LOCK))["stages"]
         path, made_of = paths.out_of_fold(model), paths.model_file(model)
         if "cross-validate" not in locked:
             return "it was not cross-validated"
@@ -134,7 +136,7 @@ def read_out_of_fold(name: str, read: Reader) -> Result | str:
         used = stage["params"][str(paths.PARAMETERS)]
         if used["model"] != model or f"train-{model}" not in locked:
             return f"the stage cross-validate has not run for {model}"
-        if _md5(stage["deps"], made_of) != _md5(locked[f"train-{model}"]["outs"], made_of):
+        if recorded_md5(stage, "deps", made_of) != recorded_md5(locked[f"train-{model}"], "outs", made_of):
             return "the stage cross-validate has not run since the model was trained"
         folds = {key: parameters[key] for key in ("cross_validation", "split")}
         if any(used[key] != value for key, value in folds.items()):
@@ -146,7 +148,7 @@ def read_out_of_fold(name: str, read: Reader) -> Result | str:
         return f"{error.filename}: {error.strerror}"
     except WRONG as error:
         raise UserError(
-            f"{name}: {paths.LOCKS[-1]} or its files are not as dvc repro writes them: {error!r}"
+            f"{name}: {paths.MODELS_LOCK} or its files are not as dvc repro writes them: {error!r}"
         ) from error
     _check(name, found, scores, paths.CROSS_VALIDATION, path)
     return Result(name, model, found, {}, _mean_labels(repeats), [repeats], folds=flatten(folds))
@@ -170,11 +172,6 @@ def mean_of(results: Sequence[Result]) -> Result:
         missing="; ".join(missing),
         folds=results[0].folds,
     )
-
-
-def _md5(entries: list[dict[str, Any]], path: Path) -> str:
-    (md5,) = (entry["md5"] for entry in entries if entry["path"] == str(path))
-    return str(md5)
 
 
 def _predictions(read: Reader, path: Path) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from stages.common.runtime.backend import keras
 from stages.common.runtime.errors import UserError, short
 from stages.common.runtime.parameters import MODELS
 from stages.common.runtime.plain_yaml import parse_yaml
-from stages.common.runtime.tracked import md5
+from stages.common.runtime.tracked import md5, recorded_md5
 
 PROJECT = "What are they doing? Activities in photographs"
 RESIZING = "Lanczos, of the upright RGB photograph (8 bits, transparency on white) to a square, without keeping its proportions"
@@ -50,9 +50,9 @@ def origin_of(file: Path) -> Origin | None:
     try:
         train, split, annotate = stages[f"train-{name}"], stages["split"], stages["annotate"]
         chain = (
-            (_recorded(train, "outs", paths.model_file(name)), md5(file)),
-            (_recorded(train, "deps", paths.SPLIT), _recorded(split, "outs", paths.SPLIT)),
-            (_recorded(split, "deps", paths.ANNOTATIONS), _recorded(annotate, "outs", paths.ANNOTATIONS)),
+            (recorded_md5(train, "outs", paths.model_file(name)), md5(file)),
+            (recorded_md5(train, "deps", paths.SPLIT), recorded_md5(split, "outs", paths.SPLIT)),
+            (recorded_md5(split, "deps", paths.ANNOTATIONS), recorded_md5(annotate, "outs", paths.ANNOTATIONS)),
         )
         if any(one != other for one, other in chain):
             return None
@@ -69,7 +69,7 @@ def origin_of(file: Path) -> Origin | None:
             f"train-{name}",
         ):
             used.update(stages.get(stage, {}).get("params", {}).get(str(paths.PARAMETERS), {}))
-    except (KeyError, StopIteration):
+    except KeyError:
         return None
     return Origin(name, data, used, chain[1][0], _predictions(stages.get(f"infer-{name}", {}), name, md5(file)))
 
@@ -102,14 +102,10 @@ def _stages() -> dict[str, Any]:
 
 def _predictions(infer: dict[str, Any], name: str, model: str) -> str:
     try:
-        of_this = _recorded(infer, "deps", paths.model_file(name)) == model
-        return _recorded(infer, "outs", paths.predictions(name)) if of_this else ""
-    except (KeyError, StopIteration):
+        of_this = recorded_md5(infer, "deps", paths.model_file(name)) == model
+        return recorded_md5(infer, "outs", paths.predictions(name)) if of_this else ""
+    except KeyError:
         return ""
-
-
-def _recorded(stage: dict[str, Any], kind: str, path: Path) -> str:
-    return str(next(entry["md5"] for entry in stage[kind] if entry["path"] == str(path)))
 
 
 def licence_of(origin: Origin | None) -> str:

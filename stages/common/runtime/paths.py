@@ -8,7 +8,7 @@ from pathlib import Path
 PARAMETERS = Path("params.yaml")
 # The main line, the data sets, the models.
 PIPELINES = ("dvc.yaml", "data/dvc.yaml", "models/dvc.yaml")
-LOCKS = tuple(Path(path).with_suffix(".lock") for path in PIPELINES)
+LOCKS = MAIN_LOCK, DATA_LOCK, MODELS_LOCK = tuple(Path(path).with_suffix(".lock") for path in PIPELINES)
 PARAMETERS_CHECKED = Path("data/params.checked")
 
 # Data sets, as the parameter `data` names them.

@@ -2,7 +2,10 @@
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from stages.common.runtime import paths
 from stages.common.runtime.errors import UserError
@@ -33,6 +36,24 @@ def refuse_edited(path: Path) -> None:
         )
 
 
-def _recorded(lock: Path, path: Path) -> list[str]:
-    stages = parse_yaml(lock.read_bytes())["stages"].values()
-    return [str(out.get("md5")) for stage in stages for out in stage.get("outs", []) if out["path"] == str(path)]
+def recorded_md5(stage: dict[str, Any], kind: str, path: Path) -> str:
+    """The md5 that a stage of a dvc.lock has of a path.
+
+    Args:
+        stage: its entry.
+        kind: deps or outs.
+        path: relative to the repository's root.
+
+    Raises:
+        KeyError: it has none.
+    """
+    for entry in stage[kind]:
+        if entry["path"] == str(path):
+            return str(entry["md5"])
+    raise KeyError(str(path))
+
+
+def _recorded(lock: Path, path: Path) -> Iterator[str]:
+    for stage in parse_yaml(lock.read_bytes())["stages"].values():
+        with suppress(KeyError):
+            yield recorded_md5(stage, "outs", path)
