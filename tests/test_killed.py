@@ -28,9 +28,9 @@ from tests.test_reproducible import md5s
 pytestmark = pytest.mark.slow
 
 PARAMETERS = TINY | {
-    "sample.images": 320,
+    "sample.images": 240,
     "resize.size": 96,
-    "resize.chunk": 16,
+    "resize.chunk": 12,
     "model": "backbone",
     "scratch.epochs": 6,
     "scratch.filters": [8, 8],
@@ -39,7 +39,7 @@ PARAMETERS = TINY | {
     "backbone.epochs": 4,
     "backbone.patience": 4,
     "backbone.head": "conv",
-    "backbone.fine_tune_epochs": 4,
+    "backbone.fine_tune_epochs": 3,
 }
 # In the order of the pipeline.
 ORDER = [
@@ -368,7 +368,7 @@ def test_a_second_process_says_which_one_holds_the_stage(straight: Straight, fol
         ("features-backbone", 1000, "data/features/.backbone.resume/*/backbone.keras"),
         ("train-scratch", 100, "models/scratch/.model.keras.resume/*/scratch.npz"),
         ("infer-backbone", 1, "models/backbone/.predictions.csv.resume/*.npz"),
-        ("infer-backbone", 8, "models/backbone/predictions.csv"),
+        ("infer-backbone", 6, "models/backbone/predictions.csv"),
         ("evaluate", 1, "plots/*.csv"),
     ],
 )
