@@ -20,6 +20,7 @@ from stages.common.evaluation.metrics import METRICS, OF_LABELS, Scorer
 from stages.common.evaluation.summary import label_scores
 from stages.common.runtime import paths
 from stages.common.runtime.plain_yaml import parse_yaml
+from stages.common.runtime.tracked import recorded_md5
 
 # What another run of the same model does not reproduce: all of it is time, or where it was spent.
 TIME = ("seconds", "seconds_per_epoch", "images_per_second", "device")
@@ -88,10 +89,8 @@ def _different_curves(committed: Read, reproduced: Read, model: str, exact: bool
 
 
 def _predictions_md5(read: Read, model: str) -> str:
-    path = str(paths.predictions(model))
-    stages = [stage for lock in paths.LOCKS for stage in parse_yaml(read(lock))["stages"].values()]
-    (md5,) = (out["md5"] for stage in stages for out in stage.get("outs", []) if out["path"] == path)
-    return str(md5)
+    infer = parse_yaml(read(paths.MODELS_LOCK))["stages"][f"infer-{model}"]
+    return recorded_md5(infer, "outs", paths.predictions(model))
 
 
 def _numbers(read: Read) -> dict[str, Any]:

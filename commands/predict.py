@@ -101,12 +101,12 @@ def csv_target(path: Path) -> Path:
     return destination(path)
 
 
-Table = Callable[[pd.DataFrame], None]
+Table = Callable[[pd.DataFrame, bool], None]
 
 
 @contextmanager
 def _table(target: Path | None) -> Iterator[Table | None]:
-    """A function that writes rows: to a file, which is whole or absent, or to a device or pipe at once."""
+    """A function that writes rows, with or without a header: to a file, which is whole or absent, or to a device or pipe."""
     if target is None:
         yield None
         return
@@ -116,11 +116,10 @@ def _table(target: Path | None) -> Iterator[Table | None]:
         with writing(target):
             # Names of files that are not UTF-8 keep their bytes.
             file = stack.enter_context(path.open("w", encoding="utf-8", errors="surrogateescape", newline=""))
-        header = itertools.chain([True], itertools.repeat(False))
 
-        def write(rows: pd.DataFrame) -> None:
+        def write(rows: pd.DataFrame, header: bool) -> None:
             with writing(target):
-                rows.to_csv(file, header=next(header), index=False, lineterminator="\n")
+                rows.to_csv(file, header=header, index=False, lineterminator="\n")
 
         yield write
         with writing(target):
@@ -154,7 +153,7 @@ def _predict(
             if good:
                 rows = prediction_table(pd.DataFrame({"image": list(good)}), np.stack(list(good.values())), labels)
                 if table:
-                    table(rows)
+                    table(rows, not found)
                 found.update(labels[number] for number in np.stack(list(good.values())).argmax(1))
             bar.update(len(part))
     if not found:

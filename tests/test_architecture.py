@@ -56,7 +56,7 @@ def test_2_no_stage_depends_on_runtime(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def pretended(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """A clone in which every stage counts as pretended: its outputs are empty, and committed to dvc."""
+    """A clone in which every stage counts as done: its outputs are empty, and committed to dvc."""
     clone = make_clone(tmp_path_factory.mktemp("done") / "clone")
     for path in {path for stage in STAGES.values() for path in outputs(stage)}:
         file = clone.path / path.replace("${model}", "scratch")

@@ -14,7 +14,7 @@ from stages.common.runtime.errors import UserError
 IMAGES = 256
 DRAWN = 64
 BATCH = 32
-MAX_DIFFERENCE = 1e-3  # of a difference of probability
+MAX_DIFFERENCE = 1e-3  # of a probability
 
 
 class Comparison(NamedTuple):

@@ -13,7 +13,7 @@ from stages.common.runtime.errors import UserError, short
 if TYPE_CHECKING:
     from distributed import Client
 
-MAX_SECONDS = 8  # seconds in which a scheduler must answer
+MAX_SECONDS = 8  # in which a scheduler must answer
 # Seconds to wait for a first worker, or another one when all have died, unless Dask's configuration says.
 MAX_SECONDS_WITHOUT_WORKERS = 60.0
 
