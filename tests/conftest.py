@@ -1,6 +1,8 @@
 """What several tests need: a small clone of the repository, small data sets, and real photographs if they are available."""
 
+import contextlib
 import fcntl
+import io
 import json
 import os
 import shutil
@@ -22,7 +24,7 @@ import pytest
 import yaml
 
 from stages.common.dataset import chunks
-from stages.common.runtime import paths
+from stages.common.runtime import errors, paths
 from stages.common.runtime.parameters import Backbone
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,7 +43,7 @@ TINY = {
     },
     "pretrain.epochs": 2,
     "pretrain.batch_size": 32,
-    "backbone.name": "mobilenetv2",  # the smallest one
+    "backbone.name": "mobilenet",  # the smallest one
     **{
         f"{model}.{key}": value
         for model in ("vgg16", "xception", "backbone")
@@ -61,6 +63,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
+def of_all_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The temporary folder of this run of the tests."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _python_of_the_tests() -> Iterator[None]:
     """Stages are started as `python`: it must be the one that runs the tests."""
@@ -68,6 +76,14 @@ def _python_of_the_tests() -> Iterator[None]:
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{before}"
     yield
     os.environ["PATH"] = before
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _jax_compiles_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Many processes compile the same functions."""
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(of_all_processes(tmp_path_factory) / "jax")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -100,6 +116,28 @@ class Clone:
         )
         assert (result.returncode == 0) == ok, result.stdout
         return result.stdout
+
+    def call(self, main: Callable[[], None], *arguments: str, ok: bool = True) -> str:
+        """What `run` returns for the command whose function is `main`, without a process of its own, whose start takes longer."""
+        shown = io.StringIO()
+        code: str | int | None = 0
+        with (
+            contextlib.chdir(self.path),
+            contextlib.redirect_stdout(shown),
+            contextlib.redirect_stderr(shown),
+            pytest.MonkeyPatch.context() as patch,
+        ):
+            patch.setattr(sys, "argv", ["command", *arguments])
+            try:
+                try:
+                    main()
+                except errors.UserError as error:
+                    errors.fail(str(error))
+            except SystemExit as ended:
+                code = ended.code
+        text = shown.getvalue() + (f"{code}\n" if isinstance(code, str) else "")
+        assert (code in (0, None)) == ok, text
+        return text
 
     def set(self, **values: Any) -> None:
         """Change parameters; `__` stands for the dot."""
@@ -163,8 +201,7 @@ class Finished(NamedTuple):
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """One for all test processes: the first that asks for it makes it while the others wait."""
-    folder = tmp_path_factory.getbasetemp()
-    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    folder = of_all_processes(tmp_path_factory)
     path, shown = folder / "finished", folder / "finished.txt"
     with (folder / "finished.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

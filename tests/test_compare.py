@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from commands import compare
 from stages.common.comparison.results import read_result
 from stages.common.evaluation import bootstrap
 from stages.common.evaluation.predictions import occurring_labels
@@ -64,7 +65,7 @@ class Repository(Clone):
         self.run("git", "tag", name)
 
     def compare(self, *arguments: str, ok: bool = True) -> str:
-        return self.run(sys.executable, "-m", "commands.compare", *arguments, ok=ok, PYTHONPATH=str(ROOT))
+        return self.call(compare.main, *arguments, ok=ok)
 
 
 @pytest.fixture(scope="module")

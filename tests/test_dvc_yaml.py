@@ -71,18 +71,17 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     preset(clone.path / "preset", "vit")
     clone.set(cross_validation__folds=2, pretrain__epochs=1)
     log = folder / "log.txt"
-    # Of each kind that loads other code: a network of each source, a head of each kind.
+    # Of each kind that loads other code: a network of each source with files of its own, a head of each kind.
     rows = (
-        ("scratch", "mobilenetv2", "softmax", [*FIRST, "train-scratch", "infer-scratch"]),
+        ("scratch", "mobilenet", "softmax", [*FIRST, "train-scratch", "infer-scratch"]),
         (
-            *("selfsupervised", "mobilenetv2", "softmax"),
+            *("selfsupervised", "mobilenet", "softmax"),
             [
                 *("chunked-resize-unlabelled", "pretrain-selfsupervised", "train-selfsupervised"),
                 *("infer-selfsupervised", "cross-validate"),
             ],
         ),
-        ("backbone", "mobilenetv2", "conv", OF_BACKBONE),
-        ("backbone", "efficientnet_lite0", "softmax", ["features-backbone"]),
+        ("backbone", "efficientnet_lite0", "conv", OF_BACKBONE),
         ("backbone", "hub:preset", "softmax", [*OF_BACKBONE, "cross-validate", *LAST]),
     )
     with Forks(PYTHONPATH=str(folder / "hook"), DVC_ROOT=str(clone.path), LOADED=str(folder)) as forks:

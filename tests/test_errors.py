@@ -426,18 +426,23 @@ def test_a_reader_that_closes_early_causes_no_error() -> None:
         assert process.wait() == 1
 
 
-def test_keras_starts_without_packages_and_garbage_collection_that_it_does_not_need(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("backend", "other"), [("tensorflow", "jax"), ("jax", "tensorflow")])
+def test_keras_starts_without_packages_and_garbage_collection_that_it_does_not_need(
+    tmp_path: Path, backend: str, other: str
+) -> None:
     pytest.importorskip("jax")
     (tmp_path / "matplotlib").mkdir()
     (tmp_path / "matplotlib/pyplot.py").touch()
     ended = run_code(
-        "import gc, sys\nfrom stages.common.runtime import backend\n"
-        "assert not {'jax', 'matplotlib', 'sklearn'} & sys.modules.keys()\n"
+        "import gc, sys\nfrom stages.common.runtime.backend import keras\n"
+        # Each of them asks whether TensorFlow is there.
+        "keras.utils.set_random_seed(1)\nkeras.saving.serialize_keras_object(keras.layers.Dense(1))\n"
+        f"assert not {{'{other}', 'matplotlib', 'sklearn'}} & sys.modules.keys()\n"
         "assert gc.get_freeze_count() > 10_000\n"
         "assert gc.isenabled()\n"
         "import logging\nassert not logging.getLogger('tensorflow').isEnabledFor(logging.WARNING)\n"
-        "import jax, matplotlib.pyplot, sklearn.linear_model",  # not for good
-        KERAS_BACKEND="tensorflow",
+        f"import {other}, matplotlib.pyplot, sklearn.linear_model",  # not for good
+        KERAS_BACKEND=backend,
         PYTHONPATH=str(tmp_path),
     )
     assert ended.returncode == 0, ended.stderr

@@ -179,7 +179,7 @@ def test_another_split_does_not_resize(done: Clone) -> None:
 
 
 def test_queued_experiments_on_two_workers_leave_the_features_of_each_backbone(done: Clone) -> None:
-    names = "backbone.name=efficientnet_lite0,mobilenetv2"
+    names = "backbone.name=efficientnet_lite0,mobilenet"
     done.run("dvc", "exp", "run", "--queue", "evaluate", "-S", "model=backbone", "-S", names)
     done.run("dvc", "queue", "start", "-j", "2")
     end = time.monotonic() + 400
@@ -192,7 +192,7 @@ def test_queued_experiments_on_two_workers_leave_the_features_of_each_backbone(d
     shown = done.run("python", "-m", "commands.seeds")
     assert {re.split("  +", line)[0] for line in shown.splitlines()[2:]} == {
         "backbone.name=efficientnet_lite0",
-        "backbone.name=mobilenetv2",
+        "backbone.name=mobilenet",
     }
     changes = ["model=backbone", "backbone.name=efficientnet_lite0", "backbone.l2=10"]
     (train,) = stages_of("backbone", "train")
@@ -255,7 +255,7 @@ def test_real_photographs_are_learnt_well_above_the_majority(
     shutil.copytree(shared("keras"), tmp_path / "keras")
     (tmp_path / "keras").chmod(0o755)
     clone.set(data=str(shared("mpii/actions10")), target="activity", model="backbone")
-    clone.set(resize__size=224, backbone__epochs=15, backbone__input_size=224)
+    clone.set(backbone__name="mobilenetv2", backbone__input_size=224, resize__size=224)
     clone.run("dvc", "repro", "evaluate", KERAS_HOME=str(tmp_path / "keras"))
     evaluation = clone.json("metrics/evaluation.json")
     labels = pd.read_csv(clone.path / "plots/labels.csv")

@@ -1,7 +1,6 @@
 """Groups of experiments that differ in their seeds: by hand, and from real refs of a real repository."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import yaml
 from commands import seeds
 from stages.common.comparison.experiments import Experiment
 from stages.common.runtime import paths
-from tests.conftest import ROOT, Clone
+from tests.conftest import Clone
 
 
 def experiment(name: str, score: float, **parameters: Any) -> Experiment:
@@ -151,7 +150,7 @@ def repository(tmp_path: Path) -> Experiments:
 
 
 def ask(clone: Clone, *arguments: str, ok: bool = True) -> str:
-    return clone.run(sys.executable, "-m", "commands.seeds", *arguments, ok=ok, PYTHONPATH=str(ROOT))
+    return clone.call(seeds.main, *arguments, ok=ok)
 
 
 def test_experiments_of_the_commit_or_by_name(repository: Experiments) -> None:

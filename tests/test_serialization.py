@@ -75,6 +75,12 @@ def small(tmp_path: Path) -> Path:
     return tmp_path / "small.keras"
 
 
+def test_weights_that_are_loaded_next_are_not_drawn(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keras.initializers.VarianceScaling, "__call__", None)
+    load(small)
+    assert keras.initializers.VarianceScaling.__call__ is None  # again
+
+
 def test_files_that_are_not_a_model_of_the_project_are_refused(tmp_path: Path, small: Path) -> None:
     with pytest.raises(UserError, match="no such model"):
         load(tmp_path / "absent.keras")

@@ -6,7 +6,7 @@ of it loads with `safe_mode=True`.
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from stages.common.backbones.batch_norm import calibrate_batch_norm
 from stages.common.backbones.network import Network
-from stages.common.runtime.backend import Layers, keras
+from stages.common.runtime.backend import Layers, keras, weights_not_drawn
 from stages.common.runtime.errors import UserError, short
 
 # Not the parameter `seed`: a new seed must not run the backbone over all images again.
@@ -69,7 +69,8 @@ def backbone(
     with warnings.catch_warnings(), _computing_in(precision):
         # MobileNetV2 warns that other input sizes get the weights of 224, which is what is wanted.
         warnings.simplefilter("ignore", UserWarning)
-        built = _build(network, input_size, weights == "imagenet")
+        with nullcontext() if weights == "random" else weights_not_drawn():
+            built = _build(network, input_size, weights == "imagenet")
     if weights not in ("imagenet", "random"):
         _load_weights(built.model, network.name, Path(weights))
     images = keras.Input((size, size, 3), dtype="uint8", name="images")

@@ -28,6 +28,7 @@ NETWORKS = {
     "efficientnetv2s": Network("applications", "EfficientNetV2S", 384),
     "efficientnetv2m": Network("applications", "EfficientNetV2M", 480),
     "inceptionv3": Network("applications", "InceptionV3", 299, "tf", min_input=75),
+    "mobilenet": Network("applications", "MobileNet", 224, "tf", options={"alpha": 0.25}),
     "mobilenetv2": Network("applications", "MobileNetV2", 224, "tf", options={"alpha": 0.35}),
     "mobilenetv3large": Network("applications", "MobileNetV3Large", 224),
     "mobilenetv3small": Network("applications", "MobileNetV3Small", 224),

@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 from stages.common.networks.model_file import FEATURES, METADATA, load_labels
-from stages.common.runtime.backend import keras
+from stages.common.runtime.backend import keras, weights_not_drawn
 from stages.common.runtime.errors import UserError, short
 from stages.common.runtime.files import new_file
 
@@ -64,7 +64,8 @@ def load(path: Path) -> tuple[keras.Model, list[str]]:
         raise UserError(f"{path}: a network of KerasHub; pip install -r requirements-hub.txt")
     try:
         _check_size(path)
-        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+        with weights_not_drawn():
+            model = keras.saving.load_model(path, compile=False, safe_mode=True)
         shapes = [tensor.shape for tensor in (*model.inputs, *model.outputs)]
     except Exception as error:
         raise UserError(

@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from types import FrameType
 
+import numpy as np
+
 from stages.common.runtime.errors import fail
 from stages.common.runtime.workers import available_cores
 
@@ -25,9 +27,10 @@ os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
-# Imported by Keras and TensorFlow, if they are installed, for wrappers, pictures and a converter that nothing here uses: a
-# third of the time to start. JAX only if it is known not to be the backend.
-UNUSED = ["matplotlib", "sklearn", *(["jax"] if os.environ.get("KERAS_BACKEND") == "tensorflow" else [])]
+# Imported by Keras and TensorFlow, if they are installed, for wrappers, pictures, a converter and types that nothing here uses:
+# a third of the time to start, or half. A backend only if it is known to be the other one.
+OTHER = {"tensorflow": ["jax"], "jax": ["tensorflow"]}
+UNUSED = ["matplotlib", "sklearn", *OTHER.get(os.environ.get("KERAS_BACKEND", ""), [])]
 
 
 @contextmanager
@@ -94,6 +97,8 @@ try:
 
         if keras.backend.backend() not in ("tensorflow", "jax"):
             raise ValueError(f"the backend {keras.backend.backend()} of keras.json or KERAS_BACKEND can't train")
+        # At the first call of it, and only then, Keras looks for TensorFlow.
+        keras.saving.serialize_keras_object(keras.initializers.Zeros())
         # Here, while stderr is held back. JAX must not list them before the processes of a training have joined.
         if not several_processes():
             keras.distribution.list_devices()
@@ -118,6 +123,18 @@ keras.config.set_floatx("float32")
 
 # Layers, or a function that calls some, from one tensor to another.
 Layers = Callable[[keras.KerasTensor], keras.KerasTensor]
+
+
+@contextmanager
+def weights_not_drawn() -> Iterator[None]:
+    """Build layers whose weights are loaded next: with zeros, as drawing them takes JAX a compilation for each shape."""
+    kind = keras.initializers.VarianceScaling  # of almost all weights
+    draw = kind.__call__
+    kind.__call__ = lambda self, shape, dtype=None: keras.ops.convert_to_tensor(np.zeros(shape, np.float32), dtype)
+    try:
+        yield
+    finally:
+        kind.__call__ = draw
 
 
 @cache
@@ -151,4 +168,4 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-__all__ = ["Layers", "device", "devices", "keras", "on_cpu", "several_processes"]
+__all__ = ["Layers", "device", "devices", "keras", "on_cpu", "several_processes", "weights_not_drawn"]
