@@ -139,6 +139,12 @@ class Clone:
         assert (code in (0, None)) == ok, text
         return text
 
+    def dvc(self, *arguments: str) -> str:
+        """What `run` returns for DVC's commands that start no process themselves: little but their start takes time."""
+        from dvc import cli
+
+        return self.call(lambda: sys.exit(cli.main()), *arguments)
+
     def set(self, **values: Any) -> None:
         """Change parameters; `__` stands for the dot."""
         set_parameters(self.path / "params.yaml", {key.replace("__", "."): value for key, value in values.items()})

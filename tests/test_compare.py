@@ -59,7 +59,7 @@ class Repository(Clone):
         labels = label_scores(table, occurring_labels(table))
         labels.to_csv(self.path / paths.LABEL_SCORES, index=False)
         (self.path / "dvc.yaml").write_text(f"stages: {{infer: {{cmd: 'false', outs: [{paths.predictions(model)}]}}}}")
-        self.run("dvc", "commit", "--force", "--quiet")
+        self.dvc("commit", "--force", "--quiet")
         self.run("git", "add", "-A")
         self.run("git", "commit", "-q", "--allow-empty", "-m", name)
         self.run("git", "tag", name)
@@ -76,9 +76,9 @@ def two_commits(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["git", "init", "-q"],
         ["git", "config", "user.name", "Test"],
         ["git", "config", "user.email", "test@example.org"],
-        ["dvc", "init", "-q"],
     ):
         repository.run(*command)
+    repository.dvc("init", "-q")
     repository.commit("old", predictions(0.5))
     repository.commit("new", predictions(0.9), model="vgg16", seconds=25.5)
     return repository.path
@@ -146,7 +146,7 @@ def test_a_difference_that_chance_may_explain_is_said_to_be_one(repository: Repo
 def test_predictions_come_from_a_remote_when_the_cache_is_gone(repository: Repository, tmp_path: Path) -> None:
     whole = repository.compare("old", "new")
     remote = tmp_path.parent / f"{tmp_path.name}-remote"
-    repository.run("dvc", "remote", "add", "-d", "here", str(remote))
+    repository.dvc("remote", "add", "-d", "here", str(remote))
     for name in ("old", "new"):
         repository.run("git", "checkout", "-q", name)
         repository.run("dvc", "push")
@@ -163,7 +163,7 @@ def test_predictions_come_from_a_remote_when_the_cache_is_gone(repository: Repos
     assert "Labels with the largest gain" in without
     assert "Traceback" not in without
     assert "choice of test videos" not in without
-    repository.run("dvc", "remote", "remove", "here")
+    repository.dvc("remote", "remove", "here")
     assert "no remote has it (" in repository.compare("old", "new")
 
 

@@ -81,7 +81,8 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
                 *("infer-selfsupervised", "cross-validate"),
             ],
         ),
-        ("backbone", "efficientnet_lite0", "conv", OF_BACKBONE),
+        ("backbone", "efficientnet_lite0", "softmax", ["features-backbone"]),
+        ("backbone", "mobilenet", "conv", OF_BACKBONE),
         ("backbone", "hub:preset", "softmax", [*OF_BACKBONE, "cross-validate", *LAST]),
     )
     with Forks(PYTHONPATH=str(folder / "hook"), DVC_ROOT=str(clone.path), LOADED=str(folder)) as forks:

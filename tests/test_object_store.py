@@ -33,8 +33,8 @@ def origin(store: ObjectStore, tmp_path_factory: pytest.TempPathFactory) -> Clon
     """A clone that has resized images, with a git remote and a DVC remote, and everything pushed to both."""
     folder = tmp_path_factory.mktemp("origin")
     clone = make_clone(folder / "clone")
-    clone.run("dvc", "remote", "add", "-d", "store", f"s3://{BUCKET}/dvc")
-    clone.run("dvc", "remote", "modify", "store", "endpointurl", store.endpoint)
+    clone.dvc("remote", "add", "-d", "store", f"s3://{BUCKET}/dvc")
+    clone.dvc("remote", "modify", "store", "endpointurl", store.endpoint)
     clone.run("dvc", "repro", STAGE)
     clone.run("git", "add", "-A")
     clone.run("git", "commit", "-qm", "Resized")
@@ -50,7 +50,7 @@ def settings(origin: Clone) -> Iterator[Callable[..., None]]:
 
     def change(**values: str) -> None:
         for name, value in values.items():
-            origin.run("dvc", "remote", "modify", "--local", "store", name, value)
+            origin.dvc("remote", "modify", "--local", "store", name, value)
 
     yield change
     (origin.path / ".dvc/config.local").unlink()
@@ -121,7 +121,7 @@ def test_a_killed_push_is_resumed(
     pushed = int(origin.run("dvc", "push").split(" files pushed")[0].split()[-1])
     assert 0 < pushed <= len(store.names("killed")) - 20
     clone = another(origin, tmp_path / "clone")
-    clone.run("dvc", "remote", "modify", "store", "url", url)
+    clone.dvc("remote", "modify", "store", "url", url)
     clone.run("dvc", "pull", "--allow-missing")
     assert contents(clone) == contents(origin)
 

@@ -41,7 +41,7 @@ def fresh(origin: Clone, folder: Path, *, cache: bool = True) -> Clone:
     clone.run("git", "config", "user.name", "Test")
     clone.run("git", "config", "user.email", "test@example.org")
     if cache:
-        clone.run("dvc", "cache", "dir", "--local", str(origin.path / ".dvc/cache"))
+        clone.dvc("cache", "dir", "--local", str(origin.path / ".dvc/cache"))
     return clone
 
 

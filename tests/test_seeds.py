@@ -67,9 +67,9 @@ class Experiments(Clone):
             "git init -q",
             "git config user.name Test",
             "git config user.email test@example.org",
-            "dvc init -q",
         ):
             self.run(*command.split())
+        self.dvc("init", "-q")
         self.run("git", "commit", "-qm", "Start")
         self.start = self.run("git", "rev-parse", "HEAD").strip()
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.common.runtime.backend import keras
+from stages.common.runtime.backend import keras, weights_not_drawn
 
 
 def calibrate_batch_norm(model: keras.Model, examples: np.ndarray) -> None:
@@ -44,7 +44,8 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
     def call(layer: keras.Layer, *inputs: Any, **options: Any) -> Any:
         return inputs[0] if layer.name in folded else layer(*inputs, **options)
 
-    copy = keras.models.clone_model(model, clone_function=replace, call_function=call)
+    with weights_not_drawn():
+        copy = keras.models.clone_model(model, clone_function=replace, call_function=call)
     for name, norm in norms.items():
         copy.get_layer(name).set_weights(_folded_weights(model.get_layer(name), norm))
     return copy

@@ -7,7 +7,7 @@ import numpy as np
 
 from stages.common.backbones.backbone import inline
 from stages.common.backbones.batch_norm import fold_batch_norm
-from stages.common.runtime.backend import keras
+from stages.common.runtime.backend import keras, weights_not_drawn
 
 # From a layer and its input to an output.
 Substitute = Callable[[keras.Layer, keras.KerasTensor], keras.KerasTensor]
@@ -52,7 +52,8 @@ def _rebuilt(model: keras.Model, substitutes: dict[type, Substitute]) -> keras.M
         substitute = substitutes.get(type(layer))
         return substitute(layer, *inputs) if substitute else layer(*inputs, **options)
 
-    copy = keras.models.clone_model(model, clone_function=replace, call_function=call)
+    with weights_not_drawn():
+        copy = keras.models.clone_model(model, clone_function=replace, call_function=call)
     for layer, original in made:
         if layer.weights:
             layer.set_weights(original.get_weights())

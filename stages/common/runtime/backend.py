@@ -127,7 +127,7 @@ Layers = Callable[[keras.KerasTensor], keras.KerasTensor]
 
 @contextmanager
 def weights_not_drawn() -> Iterator[None]:
-    """Build layers whose weights are loaded next: with zeros, as drawing them takes JAX a compilation for each shape."""
+    """Layers built in this block start with zeros: their weights are set next. JAX compiles the drawing for each shape."""
     kind = keras.initializers.VarianceScaling  # of almost all weights
     draw = kind.__call__
     kind.__call__ = lambda self, shape, dtype=None: keras.ops.convert_to_tensor(np.zeros(shape, np.float32), dtype)
