@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import io
 import json
+import logging
 import os
 import shutil
 import signal
@@ -17,6 +18,8 @@ from typing import Any, NamedTuple
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 # Read when NumPy is loaded. Two stages at once with two threads each wait for each other: twice the time of a solver.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# In a repository without the project's configuration DVC would fork the process and report its use.
+os.environ["DVC_NO_ANALYTICS"] = "1"
 
 import numpy as np
 import pandas as pd
@@ -80,7 +83,7 @@ def _python_of_the_tests() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _jax_compiles_once(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Many processes compile the same functions."""
+    """One cache of compiled functions for all processes of the tests."""
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(of_all_processes(tmp_path_factory) / "jax")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
@@ -128,6 +131,9 @@ class Clone:
             pytest.MonkeyPatch.context() as patch,
         ):
             patch.setattr(sys, "argv", ["command", *arguments])
+            for name in ("dvc", "dvc_data", "dvc_objects"):  # which log to the streams that they were imported with
+                for handler in logging.getLogger(name).handlers:
+                    patch.setattr(handler, "stream", shown)
             try:
                 try:
                     main()

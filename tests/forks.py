@@ -18,9 +18,11 @@ from typing import Any
 SERVER = """
 import gc, json, os, sys
 gc.disable()
-sys.modules["jax"] = sys.modules["sklearn"] = None
+hidden = "jax", "matplotlib", "sklearn"
+sys.modules.update(dict.fromkeys(hidden))
 import keras
-del sys.modules["jax"], sys.modules["sklearn"]
+for name in hidden:
+    del sys.modules[name]
 gc.enable()
 gc.freeze()
 for line in sys.stdin:
@@ -54,7 +56,7 @@ class Forks:
     def __init__(self, **environment: str) -> None:
         self._server = subprocess.Popen(
             [sys.executable, "-u", "-c", SERVER],
-            env={**os.environ, **environment},
+            env={**os.environ, "KERAS_BACKEND": "tensorflow", **environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

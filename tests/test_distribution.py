@@ -19,20 +19,13 @@ from stages.common.training import distribution
 from tests.conftest import ROOT, Finished, set_parameters
 
 COMMAND = ["python", "-m", "stages.train", "scratch"]
-# Keras on JAX imports it to set its seed, too, which takes longer than what ends before the training.
-WITHOUT_TENSORFLOW = [
-    sys.executable,
-    "-c",
-    "import runpy, sys; sys.modules['tensorflow'] = None; sys.argv = ['train', *sys.argv[1:]] if sys.argv[1:] else ['train', "
-    "'scratch']; runpy.run_module('stages.train', run_name='__main__')",
-]
 DVC = ["dvc", "repro", "-sf", "models/dvc.yaml:train-scratch"]
 
 
 class Processes:
     """The processes of one training, each with so many virtual devices, which meet on this machine."""
 
-    def __init__(self, folder: Path, commands: list[list[str]], devices: list[int]) -> None:
+    def __init__(self, folder: Path, commands: list[list[str]], devices: list[int], **variables: str) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -47,6 +40,7 @@ class Processes:
                 "KERAS_DISTRIBUTION_NUM_PROCESSES": str(len(commands)),
                 "KERAS_DISTRIBUTION_PROCESS_ID": str(number),
                 "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}",
+                **variables,
             }
             with (folder / f"log{number}.txt").open("wb") as log:
                 self.processes.append(
@@ -182,7 +176,8 @@ def test_two_processes_with_dvc_killed_and_resumed(finished: Finished, tmp_path:
     assert "train-scratch: another process has ended" in both.log(0)
     assert "Traceback" not in both.log(0)
     assert not model.exists()
-    both = Processes(clone.path, [DVC, COMMAND], [1, 1])
+    # Compiled anew: that must not make a difference either.
+    both = Processes(clone.path, [DVC, COMMAND], [1, 1], JAX_ENABLE_COMPILATION_CACHE="false")
     assert both.wait() == [0, 0], both.log(0) + both.log(1)
     assert "train-scratch: resuming: " in both.log(0)
     assert (model.read_bytes(), curves.read_bytes()) == expected
@@ -192,9 +187,9 @@ def test_two_processes_with_dvc_killed_and_resumed(finished: Finished, tmp_path:
 @pytest.mark.slow
 def test_processes_that_do_not_fit_together_end_with_one_line(ready: Path) -> None:
     for commands, devices, expected in (
-        ([WITHOUT_TENSORFLOW] * 2, [2, 1], "the processes have 2, 1 devices; expected as many in each"),
+        ([COMMAND] * 2, [2, 1], "the processes have 2, 1 devices; expected as many in each"),
         (
-            [WITHOUT_TENSORFLOW, [*WITHOUT_TENSORFLOW, "vgg16"]],
+            [COMMAND, [*COMMAND[:-1], "vgg16"]],
             [1, 1],
             "process 1 does not have the stage, code, parameters, data",
         ),
@@ -229,8 +224,7 @@ def test_an_error_because_another_process_has_ended_says_so(monkeypatch: pytest.
 
 
 WAIT = """
-import sys, time
-sys.modules["tensorflow"] = None
+import time
 from stages.common.runtime import errors
 from stages.common.training.distribution import distributed
 def main():
@@ -272,7 +266,7 @@ def test_an_environment_without_a_whole_address_is_one_line(
         "KERAS_DISTRIBUTION_NUM_PROCESSES": "2",
         **variables,
     }
-    ended = subprocess.run(WITHOUT_TENSORFLOW, cwd=ready, env=environment, capture_output=True, text=True, check=False)
+    ended = subprocess.run(COMMAND, cwd=ready, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
     assert ended.stderr.startswith(f"error: the processes did not find each other: {expected}")
     assert "(addresses as HOST:PORT)" in ended.stderr

@@ -334,17 +334,20 @@ def test_resizing_as_products_is_what_keras_predicts(noise: np.ndarray, interpol
     np.testing.assert_allclose(found.predict_on_batch(noise), model.predict_on_batch(noise), atol=2e-3)
 
 
-def test_a_convolution_of_many_groups_becomes_a_depthwise_one(noise: np.ndarray) -> None:
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_a_convolution_of_many_groups_becomes_a_depthwise_one(noise: np.ndarray, precision: str) -> None:
     images = keras.Input((72, 72, 3), dtype="uint8", name="images")
     keras.utils.set_random_seed(1)
     x = keras.layers.Rescaling(1 / 255)(images)
-    x = keras.layers.Conv2D(6, 3, 2, "same", groups=3, bias_initializer="normal", name="grouped")(x)
-    x = keras.layers.Conv2D(4, 3, groups=2, name="of_two")(x)
+    options = {"bias_initializer": "normal", "dtype": precision}
+    x = keras.layers.Conv2D(6, 3, 2, "same", groups=3, name="grouped", **options)(x)
+    x = keras.layers.Conv2D(4, 3, groups=2, name="of_two", **options)(x)
     model = keras.Model(images, x)
     found = graph.exportable(model)
     assert isinstance(found.get_layer("grouped"), keras.layers.DepthwiseConv2D)
     assert isinstance(found.get_layer("of_two"), keras.layers.Conv2D)
-    np.testing.assert_allclose(found.predict_on_batch(noise), model.predict_on_batch(noise), atol=1e-5)
+    expected = graph.in_float32(model).predict_on_batch(noise)
+    np.testing.assert_allclose(found.predict_on_batch(noise), expected, atol=1e-5)
 
 
 # A model of this repository, with the locks that dvc writes.

@@ -23,22 +23,26 @@ PREPROCESSING = {
     "mobilenetv2": keras.applications.mobilenet_v2.preprocess_input,
     "resnet50v2": keras.applications.resnet_v2.preprocess_input,
 }
-# One of each kind, and what the issue of any network is made of: nested Sequentials, branches, own preprocessing.
+# One of each kind, and what networks are made of: nested Sequentials, branches, concatenations, own preprocessing.
 TRIED = (
-    *("vgg16", "xception", "mobilenet", "mobilenetv2", "resnet50v2"),
+    *("vgg16", "xception", "mobilenet", "mobilenetv2", "resnet50v2", "densenet121"),
     *("efficientnet_lite0", "convnext_tiny", "efficientnetv2b0", "mobilenetv3large"),
 )
 
 
 @pytest.fixture(scope="module")
 def backbones(noise: np.ndarray) -> dict[str, keras.Model]:
-    def two_layers(include_top: bool, weights: None, input_shape: tuple[int, ...]) -> keras.Model:
+    def one_block(include_top: bool, weights: None, input_shape: tuple[int, ...]) -> keras.Model:
         images = keras.Input(input_shape)
-        return keras.Model(images, keras.layers.BatchNormalization()(keras.layers.Conv2D(4, 3)(images)))
+        x = keras.layers.BatchNormalization()(keras.layers.Conv2D(4, 3, 2, use_bias=False)(images))
+        x = keras.layers.ReLU()(x)
+        new = keras.layers.Conv2D(4, 3, padding="same")(keras.layers.BatchNormalization()(x))
+        x = keras.layers.BatchNormalization()(keras.layers.Concatenate()([x, new]))
+        return keras.Model(images, x)
 
     with pytest.MonkeyPatch.context() as patch:
-        # For its preprocessing alone: to build its 427 layers takes as long as all the others.
-        patch.setattr(keras.applications, "DenseNet121", two_layers)
+        # To build its 427 layers takes as long as all the others.
+        patch.setattr(keras.applications, "DenseNet121", one_block)
         return {name: backbone(NETWORKS[name], 72, 72, "random", noise) for name in {*PREPROCESSING, *TRIED}}
 
 
@@ -87,7 +91,8 @@ def test_a_folded_backbone_is_the_same_function(
 ) -> None:
     folded = fold_batch_norm(inline(backbones[name]))
     left = sum(isinstance(layer, keras.layers.BatchNormalization) for layer in folded.layers)
-    assert left == {"resnet50v2": 17}.get(name, 0)  # those before a convolution
+    # Those that follow no convolution directly.
+    assert left == {"densenet121": 2, "resnet50v2": 17}.get(name, 0)
     expected = maps[name]
     np.testing.assert_allclose(folded.predict_on_batch(noise), expected, atol=1e-4 * np.abs(expected).max())
 

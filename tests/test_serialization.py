@@ -20,7 +20,7 @@ from stages.common.networks.scratch import scratch
 from stages.common.networks.serialization import head_of, load, save
 from stages.common.recipes import pretrained
 from stages.common.runtime import paths
-from stages.common.runtime.backend import keras
+from stages.common.runtime.backend import keras, weights_not_drawn
 from stages.common.runtime.errors import UserError
 from stages.common.training.trainer import Trainer
 from stages.train import with_probabilities
@@ -78,7 +78,9 @@ def small(tmp_path: Path) -> Path:
 def test_weights_that_are_loaded_next_are_not_drawn(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keras.initializers.VarianceScaling, "__call__", None)
     load(small)
-    assert keras.initializers.VarianceScaling.__call__ is None  # again
+    with pytest.raises(ZeroDivisionError), weights_not_drawn():
+        1 / 0  # noqa: B018
+    assert keras.initializers.VarianceScaling.__call__ is None  # the initializer is restored
 
 
 def test_files_that_are_not_a_model_of_the_project_are_refused(tmp_path: Path, small: Path) -> None:

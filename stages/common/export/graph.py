@@ -32,7 +32,8 @@ def exportable(model: keras.Model) -> keras.Model:
     Returns:
         uint8 images, (n, size, size, 3), to float32 probabilities, (n, labels).
     """
-    return _rebuilt(fold_batch_norm(inline(model)), SUBSTITUTES)
+    # In two steps: a substitute takes the weights of its layer, and those of a new layer in float32 are set at the end.
+    return _rebuilt(_rebuilt(fold_batch_norm(inline(model)), {}), SUBSTITUTES)
 
 
 def _rebuilt(model: keras.Model, substitutes: dict[type, Substitute]) -> keras.Model:

@@ -29,8 +29,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 # Imported by Keras and TensorFlow, if they are installed, for wrappers, pictures, a converter and types that nothing here uses:
 # a third of the time to start, or half. A backend only if it is known to be the other one.
-OTHER = {"tensorflow": ["jax"], "jax": ["tensorflow"]}
-UNUSED = ["matplotlib", "sklearn", *OTHER.get(os.environ.get("KERAS_BACKEND", ""), [])]
+OTHER_BACKEND = {"tensorflow": ["jax"], "jax": ["tensorflow"]}
+UNUSED = ["matplotlib", "sklearn", *OTHER_BACKEND.get(os.environ.get("KERAS_BACKEND", ""), [])]
 
 
 @contextmanager
@@ -97,7 +97,7 @@ try:
 
         if keras.backend.backend() not in ("tensorflow", "jax"):
             raise ValueError(f"the backend {keras.backend.backend()} of keras.json or KERAS_BACKEND can't train")
-        # At the first call of it, and only then, Keras looks for TensorFlow.
+        # Keras keeps its first answer to whether TensorFlow is there: ask now, while it is hidden.
         keras.saving.serialize_keras_object(keras.initializers.Zeros())
         # Here, while stderr is held back. JAX must not list them before the processes of a training have joined.
         if not several_processes():
@@ -127,8 +127,11 @@ Layers = Callable[[keras.KerasTensor], keras.KerasTensor]
 
 @contextmanager
 def weights_not_drawn() -> Iterator[None]:
-    """Layers built in this block start with zeros: their weights are set next. JAX compiles the drawing for each shape."""
-    kind = keras.initializers.VarianceScaling  # of almost all weights
+    """Layers built in this block get zeros where `VarianceScaling` or a subclass of it would draw: all weights are set next.
+
+    JAX compiles the drawing for each shape. This is for one thread at a time.
+    """
+    kind = keras.initializers.VarianceScaling  # almost all kernels of convolutions and dense layers
     draw = kind.__call__
     kind.__call__ = lambda self, shape, dtype=None: keras.ops.convert_to_tensor(np.zeros(shape, np.float32), dtype)
     try:
