@@ -69,7 +69,8 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     (folder / "hook/sitecustomize.py").write_text(RECORD)
     clone = make_clone(folder / "clone")
     preset(clone.path / "preset", "vit")
-    clone.set(cross_validation__folds=2, pretrain__epochs=1)
+    clone.set(cross_validation__folds=2, pretrain__epochs=1, scratch__epochs=1, selfsupervised__epochs=1)
+    clone.set(backbone__epochs=1, backbone__refit=False)
     log = folder / "log.txt"
     # Of each kind that loads other code: a network of each source with files of its own, a head of each kind.
     rows = (

@@ -92,7 +92,7 @@ def annotation_files(drawn: Path) -> list[bytes]:
 
 
 @pytest.mark.slow
-@settings(fuzz, max_examples=80)
+@settings(fuzz, max_examples=60)
 @given(which=st.integers(0, 2), changes=edits, cut=cuts)
 def test_any_bytes_are_annotations_or_one_error(
     tmp_path: Path, annotation_files: list[bytes], which: int, changes: list[Edit], cut: float

@@ -26,7 +26,7 @@ PREPROCESSING = {
 # One of each kind, and what networks are made of: nested Sequentials, branches, concatenations, own preprocessing.
 TRIED = (
     *("vgg16", "xception", "mobilenet", "mobilenetv2", "resnet50v2", "densenet121"),
-    *("efficientnet_lite0", "convnext_tiny", "efficientnetv2b0", "mobilenetv3large"),
+    *("efficientnet_lite0", "convnext_tiny", "efficientnetv2b0", "mobilenetv3small"),
 )
 
 

@@ -40,7 +40,7 @@ def clones(tmp_path_factory: pytest.TempPathFactory) -> list[Clone]:
     """Two git clones of one commit, in which dropout, augmentation and fine-tuning are on."""
     folder = tmp_path_factory.mktemp("reproducible")
     origin = make_clone(folder / "origin")
-    origin.set(model="backbone", resize__chunk=16, backbone__head="conv", backbone__epochs=2)
+    origin.set(model="backbone", resize__chunk=16, backbone__head="conv", backbone__epochs=1)
     # The refit does the same once more, with more images.
     origin.set(backbone__fine_tune_epochs=1, backbone__fine_tune_learning_rate=0.001, backbone__refit=False)
     origin.run("git", "commit", "-qam", "Everything random on")
